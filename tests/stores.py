@@ -48,7 +48,8 @@ def same(one, other) -> bool:
 
 
 def names(store: CheckpointStore) -> set[str]:
-    """Return what lies in the store, beside its hints."""
+    """Return what lies in the store, beside its hints, once pruned checkpoints are gone."""
+    store.removal.wait()
     return {path.name for path in store.folder.iterdir()} - {"last.json", "best.json"}
 
 

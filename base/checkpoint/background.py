@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,13 +51,6 @@ class BackgroundWriter:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-    def end(
-        self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None
-    ) -> None:
-        """Wait at the end of a run, unless a second Ctrl-C ends it."""
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
-            self.wait()
 
     def _run(self, write: Callable[[], Any]) -> None:
         try:

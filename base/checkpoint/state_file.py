@@ -29,6 +29,7 @@ from logger.files import open_file
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 SMALL = 1 << 18  # bytes: what is smaller is gathered before it is written
+LARGE = 1 << 23  # bytes that are written before the disk is asked to begin with them
 MOST_UNHASHED = 1 << 28  # bytes that wait for the hash: of a GPU model, each storage is a copy
 KEYS = (str, int, float, bool, type(None))
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
@@ -162,11 +163,9 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def remove_atomically(folder: Path) -> None:
-    """Remove a checkpoint atomically: at any moment it is complete or absent."""
-    trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
-    folder.rename(trash)
-    remove_if_possible(trash)
+def put_in_trash(folder: Path) -> Path:
+    """Rename a checkpoint that is to be removed, so that at any moment it is complete or absent."""
+    return folder.rename(folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}"))
 
 
 def remove_if_possible(path: Path) -> None:
@@ -185,6 +184,7 @@ class _HashedFile:
         self.path = path
         self.n_bytes = 0
         self._small = bytearray()  # not written yet: few large writes take less time
+        self._n_written = self._n_begun = 0  # bytes; those that the disk was told to receive
         self._sha256 = hashlib.sha256()
         self._queue: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self._n_unhashed = 0  # bytes
@@ -226,7 +226,19 @@ class _HashedFile:
         with self._is_hashed:
             self._n_unhashed += len(view)
         self._queue.put(view)
-        _write_all(self._descriptor, view)
+        while view:
+            n_bytes = os.write(self._descriptor, view[:LARGE])
+            view = view[n_bytes:]
+            self._n_written += n_bytes
+            if self._n_written - self._n_begun >= LARGE:
+                self._begin_writeback()
+
+    def _begin_writeback(self) -> None:
+        """Let the disk receive what is written while more is; else it begins at the `fsync`."""
+        if hasattr(os, "posix_fadvise"):  # on Linux this begins to write back what is dirty
+            n_bytes = self._n_written - self._n_begun
+            os.posix_fadvise(self._descriptor, self._n_begun, n_bytes, os.POSIX_FADV_DONTNEED)
+        self._n_begun = self._n_written
 
     def _wait_for_hash(self, n_bytes: int) -> None:
         """Wait until at most this many bytes are still to be hashed."""

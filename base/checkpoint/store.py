@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ from base.checkpoint.state_file import (
     make_folder,
     manifest_bytes,
     plain_copy,
+    put_in_trash,
     read_state,
-    remove_atomically,
     remove_if_possible,
     sync_folder,
     verify_file,
@@ -80,6 +81,7 @@ class CheckpointStore:
         assert not (in_background and world.is_active), "the threads would not agree on an order"
         self.snapshot = Snapshot() if in_background else None
         self.background = BackgroundWriter()
+        self.removal = BackgroundWriter()  # of pruned checkpoints: a large file takes the disk long
         self.folder = Path(folder)
         self.keep = keep
         self.validate, self.world = validate, world
@@ -149,8 +151,16 @@ class CheckpointStore:
         return path
 
     def wait(self) -> None:
-        """Wait until the last save is on disk; raise its error."""
+        """Wait until the last save is on disk and pruned checkpoints are gone; raise its error."""
         self.background.wait()
+        self.removal.wait()
+
+    def end(
+        self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None
+    ) -> None:
+        """Wait at the end of a run, unless a second Ctrl-C ends it."""
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self.wait()
 
     def _write(
         self, path: Path, manifest: dict[str, Any], n_bytes: int, state: dict[str, Any]
@@ -203,7 +213,7 @@ class CheckpointStore:
         replaced = path.with_name(path.name + "~")
         if path.exists():
             if replaced.exists():
-                remove_atomically(replaced)
+                remove_if_possible(put_in_trash(replaced))
             path.rename(replaced)
         try:
             temporary.rename(path)
@@ -223,6 +233,11 @@ class CheckpointStore:
             if self.folder.is_dir():  # else the folder was deleted, which the next save reports
                 text = "%s: saved, but updating last.json or pruning failed: %s"
                 LOG.warning(text, saved, why(error))
+        self.removal.start(self._empty_trash)
+
+    def _empty_trash(self) -> None:
+        for path in self.folder.glob(".trash-*"):
+            remove_if_possible(path)
 
     def _prune(self, saved: Path) -> None:
         """Remove all but the newest `keep` valid checkpoints, the best, this and protected ones."""
@@ -236,11 +251,11 @@ class CheckpointStore:
                 # Steps only increase, so it predates a resume from an earlier step.
                 path.rename(path.with_name(f"aside-{path.name}-{secrets.token_hex(4)}"))
             elif path.name.endswith("~") and marks.get(path.with_name(path.name[:-1])) is not None:
-                remove_atomically(path)
+                put_in_trash(path)
             elif n_whole < self.keep or path in spared or path.resolve() in self._protected:
                 n_whole += is_best is not None
             else:
-                remove_atomically(path)
+                put_in_trash(path)
 
     def _mark(self, path: Path, number: int) -> bool | None:
         """Return whether the n-th newest checkpoint is marked as best; None if it is damaged."""

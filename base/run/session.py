@@ -421,7 +421,7 @@ def _callbacks_of_run(config: Config) -> dict[str, CallbackProtocol]:
 def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:
     """Return the checkpoint store of a run; remove what an interrupted save left there."""
     store = _store_of(trainer, folder)
-    stack.push(store.background.end)
+    stack.push(store.end)
     store.remove_leftovers()
     store.check_writable()
     return store

@@ -33,6 +33,7 @@ def prepare(folder: Path, scenario: str) -> Path:
     store = CheckpointStore(folder / "checkpoints", keep=2)
     for step in BEFORE[scenario]:
         save(store, step, is_best=step == 2)
+    store.wait()
     return folder
 
 
@@ -94,6 +95,7 @@ def killed_at(store: CheckpointStore, at: int, every: int) -> bool:
         with pytest.MonkeyPatch.context() as patch:
             DiskCalls(patch, at, kill, every=every)
             save(store, **DISTURBED)
+            store.wait()
             os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL)
@@ -115,6 +117,7 @@ def test_power_lost_after_any_change_leaves_the_old_or_the_new(
     with pytest.MonkeyPatch.context() as patch:
         changes = Recorder(patch).changes
         save(store, **DISTURBED)
+        store.wait()
     kinds = [kind for kind, _, _ in changes]
     assert kinds.count("fsync") >= 4
     assert kinds.count("write") > 20
@@ -204,6 +207,7 @@ def outcome_of(store: CheckpointStore, caplog: pytest.LogCaptureFixture) -> tupl
     """Save, and tell how it went and what was said."""
     try:
         save(store, **DISTURBED)
+        store.wait()
     except CheckpointError as error:
         return "raised", str(error)
     return ("warned" if caplog.records else "saved"), caplog.text

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 import time
 import warnings
 import zipfile
@@ -362,6 +363,40 @@ def test_pruning_keeps_the_last_the_best_and_the_protected(store):
     assert store.best().name == "step-00000003"
     assert json.loads((store.folder / "last.json").read_text()) == {"step": 8}
     assert json.loads((store.folder / "best.json").read_text()) == {"step": 3}
+
+
+def test_a_save_does_not_wait_until_pruned_checkpoints_are_gone(store, monkeypatch):
+    """A disk takes longer to remove a large file than to sync the names; the next save waits."""
+    may_remove, rmtree = threading.Event(), shutil.rmtree
+
+    def remove_late(path, ignore_errors=False):
+        assert may_remove.wait(30)
+        rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_late)
+    for step in range(1, 5):
+        save(store, step)
+    (trash,) = store.folder.glob(".trash-*-step-00000001")
+    assert (trash / "state.pt").exists()
+    assert same(read(store.folder), make_state(4))
+
+    following = threading.Thread(target=save, args=(store, 5))
+    following.start()
+    following.join(0.1)
+    assert following.is_alive()
+    may_remove.set()
+    following.join(30)
+    assert names(store) == {f"step-0000000{step}" for step in (3, 4, 5)}
+
+
+def test_what_a_failed_removal_left_is_removed_with_the_next(store, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        for step in range(1, 5):
+            save(store, step)
+        assert len(list(store.folder.glob(".trash-*"))) == 1
+    save(store, 5)
+    assert names(store) == {f"step-0000000{step}" for step in (3, 4, 5)}
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(store):

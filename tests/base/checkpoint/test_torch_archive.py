@@ -4,6 +4,7 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import os
 import sys
 import threading
@@ -252,3 +253,33 @@ def test_members_and_offsets_beyond_4_gib_are_read_by_torch_and_zipfile(tmp_path
         assert torch.equal(found["after"], state["after"])
         assert torch.equal(found["before"], state["before"])
         assert found["large"].numel() == large.numel()
+
+
+class AskedToBegin:
+    """Stands in for `os`, and notes what the disk is asked to begin with."""
+
+    def __init__(self):
+        self.ranges = []
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def posix_fadvise(self, descriptor, begin, length, _):
+        assert begin + length <= os.fstat(descriptor).st_size, "not written yet"
+        self.ranges.append((begin, begin + length))
+
+
+def test_the_disk_receives_a_file_while_it_is_written(tmp_path, monkeypatch):
+    asked = AskedToBegin()
+    monkeypatch.setattr(state_file, "os", asked)
+    monkeypatch.setattr(state_file, "LARGE", 1 << 18)
+    state = {"long": torch.arange(1 << 18), "short": [torch.ones(1 << 13)] * 2}
+    facts = state_file.write_state(tmp_path / "state.pt", state)
+    assert len(asked.ranges) > 7
+    assert asked.ranges[0][0] == 0
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(asked.ranges))
+    assert facts["bytes"] - asked.ranges[-1][1] < 1 << 18
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)  # as on macOS and Windows
+    monkeypatch.setattr(state_file, "os", os)
+    state_file.write_state(tmp_path / "plain.pt", state)
+    assert (tmp_path / "plain.pt").read_bytes() == (tmp_path / "state.pt").read_bytes()

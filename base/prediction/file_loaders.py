@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from base.base_data_loader import BaseDataLoader
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.image_files import ImageFiles
+from base.datasets.images import use_decoder
 from base.errors import UsageError
 from base.names.construction import build
 from base.names.registry import find
@@ -67,7 +68,8 @@ def own_loader(
 
 
 def loader_of(run: TrainedModel, dataset: Any, batch_size: int | None) -> Any:
-    """Return a loader of raw samples: the run's transforms and normalization are applied."""
+    """Return a loader of raw samples: the run's decoder, transforms and normalization are used."""
+    use_decoder(run.record.get("decoder"))
     section = evaluation_section(run)
     given: dict[str, Any] = {"test_dataset": dataset, "training": False}
     given["batch_size"] = batch_size or batch_size_of(run)

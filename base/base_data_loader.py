@@ -288,14 +288,16 @@ class BaseDataLoader:
     def _indices(self) -> Tensor:
         """The sorted indices of the samples that an epoch reads."""
         if self._train_indices is None:
-            self._train_indices = self._division.train
+            with torch.inference_mode(False):  # the first use may be in an evaluation
+                self._train_indices = self._division.train
         return self._train_indices
 
     @property
     def _valid_indices(self) -> Tensor:
         """The sorted indices of the samples that are held out."""
         if self._held_out_indices is None:
-            self._held_out_indices = self._division.valid
+            with torch.inference_mode(False):
+                self._held_out_indices = self._division.valid
         return self._held_out_indices
 
     def _set_part(self, dataset: Dataset[Any], indices: Tensor, valid_indices: Tensor) -> None:
@@ -521,7 +523,8 @@ class BaseDataLoader:
         # Kept, as the first epoch is read twice: by the checks before it too.
         if self._shuffled is None or self._shuffled[0] != (self.seed, epoch):
             self._shuffled = None  # freed before the next one is drawn
-            self._shuffled = (self.seed, epoch), self._shuffle(epoch)
+            with torch.inference_mode(False):
+                self._shuffled = (self.seed, epoch), self._shuffle(epoch)
         return self._shuffled[1]
 
     def _shuffle(self, epoch: int) -> Tensor:

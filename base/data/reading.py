@@ -204,8 +204,10 @@ class BatchReader:
 
     def _read(self, key: Key) -> Batch | Failure:
         seed, epoch, indices = key
-        if self.takes_tensors and not isinstance(indices, Tensor):
-            indices = torch.as_tensor(indices)  # other processes receive a list
+        if self.takes_tensors:
+            # A copy, as the loader keeps the order and a data set of yours may change its indices.
+            # Other processes receive a list.
+            indices = indices.clone() if isinstance(indices, Tensor) else torch.tensor(indices)
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
         if self.random is not None and not self.random.uses_streams:

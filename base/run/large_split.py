@@ -28,6 +28,7 @@ BLOCK = 1024  # samples
 BLOCKS_AT_ONCE = 32  # which the processor's cache holds
 PART_NAMES = {"train": "training", "valid": "validation"}
 MAX_SHOWN = 3  # samples in a message
+SPLIT = "samples"  # the name of a data set that is divided into both parts
 KINDS = {"targets": "targets", "contents": "inputs", "ids": "ids"}
 
 Array = np.ndarray[Any, Any]
@@ -56,13 +57,17 @@ def changes_of_large_split(path: Path, samples: Mapping[str, Samples]) -> list[s
     except Exception as error:  # numpy and zipfile raise many types
         raise DataError(f"{path}: damaged: {error}") from error
     now = _arrays(samples)
+    changed: list[str] = []
+    for name, of_set in _by_data_set(samples).items():
+        changed += _changed_samples(name, then, now, of_set[0])
+    count = f"{SPLIT}_count"
+    if count in then and count in now and then[count] != now[count]:
+        return changed  # with another size, the split is another one throughout
     lines = []
     for part, found in samples.items():
         if part in then:
             lines += _changed_indices(PART_NAMES[part], then[part], now[part], found)
-    for name, of_set in _by_data_set(samples).items():
-        lines += _changed_samples(name, then, now, of_set[0])
-    return lines
+    return lines + changed
 
 
 def _arrays(samples: Mapping[str, Samples]) -> dict[str, Array]:
@@ -87,10 +92,10 @@ def _arrays(samples: Mapping[str, Samples]) -> dict[str, Array]:
 
 
 def _by_data_set(samples: Mapping[str, Samples]) -> dict[str, list[Samples]]:
-    """Return the parts of each data set: ``samples`` for one that is split, else by part."""
+    """Return the parts of each data set: `SPLIT` for one that is split, else by part."""
     parts = list(samples.values())
     if len({id(found.dataset) for found in parts}) == 1:
-        return {"samples": parts}
+        return {SPLIT: parts}
     return {f"{part}_samples": [found] for part, found in samples.items()}
 
 

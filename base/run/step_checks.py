@@ -14,6 +14,7 @@ from base.errors import ConfigError, KindlingError
 from base.network.shape_errors import is_compiled
 from base.run.first_step import check_watched_values
 from base.system.resources import ignored_out_of_memory
+from base.training.loss_terms import refuse_unnamed
 from base.training.trials import kept_weights, trial
 
 N_SAMPLES = 2  # of the batch that shows whether the loss has a gradient
@@ -49,14 +50,20 @@ def check_step(
 
 
 def try_training_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
-    """Run `train_step` on a batch without updates; restore the whole state."""
+    """Run `train_step` on a batch without updates; restore the whole state.
+
+    Raises:
+        TrainingError: it does not return a dict.
+    """
     batch = to_device(batch, trainer.device)
     trainer.epoch_start.begin()
     with (
         kept_weights(trainer.model, trainer.optimizers.values()),
         trial(trainer.training_state, trainer),
     ):
-        return trainer.try_step(batch)
+        values = trainer.try_step(batch)
+    refuse_unnamed(values, "what `train_step` returns")
+    return values
 
 
 def try_first_batch(trainer: BaseTrainer) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def flatten_terms(losses: Any, configured: Collection[str]) -> dict[str, Term]:
         losses: the result of `compute_losses`; a single tensor is minimised.
 
     Raises:
-        TrainingError: two terms have the same name.
+        TrainingError: two terms have the same name, or the result is not a dict.
     """
     if isinstance(losses, Tensor):
         losses = {TOTAL: losses}
@@ -128,6 +128,7 @@ def flatten_terms(losses: Any, configured: Collection[str]) -> dict[str, Term]:
         losses = {losses.loss: losses}
     elif _is_pair(losses):
         losses = {losses[1].loss if isinstance(losses[1], LossTerms) else TOTAL: losses}
+    refuse_unnamed(losses, "what `compute_losses` returns")
     groups = {name: _group(value) for name, value in losses.items()}
     n_groups = sum(group is not None for group in groups.values())
     has_total = TOTAL in groups and groups[TOTAL] is None
@@ -148,6 +149,18 @@ def flatten_terms(losses: Any, configured: Collection[str]) -> dict[str, Term]:
                 raise TrainingError(text)
             found[path] = term
     return found
+
+
+def refuse_unnamed(values: Any, what: str) -> None:
+    """Check that the values of a step have names.
+
+    Raises:
+        TrainingError: they are not a dict.
+    """
+    if not isinstance(values, Mapping):
+        found = "None" if values is None else f"a {type(values).__name__}"
+        text = f"{what} must be a dict of values by name, not {found}"
+        raise TrainingError(f"{text}: end the method with, for example, `return {{'loss': loss}}`")
 
 
 def _group(value: Any) -> Mapping[str, Any] | None:

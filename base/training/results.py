@@ -19,9 +19,9 @@ from base.training.denominators import (
     sample_losses_of,
     terms_of,
 )
-from base.training.loss_terms import flatten_terms, is_of_terms, refuse_many
+from base.training.loss_terms import flatten_terms, is_of_terms, refuse_many, refuse_unnamed
 from base.training.losses import WeightedLoss, lone_total, weigh_terms
-from base.training.metric_values import with_class_names
+from base.training.metric_values import describe, with_class_names
 from base.training.metrics import Metric, Result
 from logger.meters import TERM, Meters
 
@@ -92,6 +92,9 @@ class StepValues:
         values: the result of a step by name; the terms of a loss may be a nested dict.
         n_samples: the denominator of values without a denominator of their own.
         keep_sample_losses: keep the minimised loss of each sample, for a sampler.
+
+    Raises:
+        TrainingError: the result is not a dict.
     """
 
     values: dict[str, Any]
@@ -103,6 +106,8 @@ class StepValues:
     def __init__(
         self, values: Mapping[str, Any], n_samples: int, keep_sample_losses: bool = False
     ) -> None:
+        if type(values) is not dict:
+            refuse_unnamed(values, "what `train_step` or `valid_step` returns")
         lone = values.get("loss") if len(values) == 1 and not keep_sample_losses else None
         if type(lone) is Tensor and terms_of(lone) is None:  # the common case
             kept = lone.detach()
@@ -123,9 +128,18 @@ class StepValues:
                 self.means.append((f"{name}{TERM}{key}", term.detach(), count))
 
     def add_to(self, meters: Meters) -> None:
-        """Add the values to running means."""
-        for mean in self.means:
-            meters.add(*mean)
+        """Add the values to running means.
+
+        Raises:
+            TrainingError: a value is not a number.
+        """
+        for name, value, count in self.means:
+            try:
+                meters.add(name, value, count)
+            except (TypeError, ValueError) as error:
+                found = f"of shape {describe(value)}" if isinstance(value, Tensor) else repr(value)
+                text = f"the value {name!r} of a step is {found}, not one number to log"
+                raise TrainingError(f"{text}: reduce it, or leave it out") from error
 
 
 def _without_groups(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -350,6 +350,39 @@ def test_a_subset_of_tensors_is_read_by_the_batch_too():
     assert n_children() == 0
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("split", [None, 0.2])
+def test_a_data_set_may_change_its_indices_in_place(shuffle, split):
+    class Shifted(InMemory):
+        def get_batch(self, indices):
+            indices += 1
+            indices %= len(self)
+            return super().get_batch(indices)
+
+    loader = make(Shifted(), shuffle=shuffle, split=split)
+    first = [batch.tolist() for batch in loader.batches(0, len(loader))]
+    again = [batch.tolist() for batch in loader.batches(0, len(loader))]
+    plain = make(InMemory(), shuffle=shuffle, split=split)
+    moved = [((x + 10) % 220).tolist() for x in plain.batches(0, len(plain))]
+    assert first == again == moved
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("split", [None, 0.2])
+def test_indices_that_an_evaluation_reads_first_can_be_trained_on(shuffle, split):
+    class Numbers(InMemory):
+        def get_batch(self, indices):
+            return indices
+
+    loader = make(Numbers(), shuffle=shuffle, split=split)
+    with torch.inference_mode():  # as the check before training does
+        next(loader.batches(0, 1))
+    table = torch.nn.Embedding(22, 2)
+    for indices in loader.batches(0, len(loader)):
+        table(indices).sum().backward()
+    assert (table.weight.grad.sum(dim=1) > 0).sum() == loader.n_samples
+
+
 def test_an_error_in_get_batch_names_the_data_set():
     class Short(InMemory):
         def get_batch(self, indices):

@@ -19,6 +19,7 @@ from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import DataError
 from base.names.registry import DATA_LOADERS
+from base.prediction import image_loader, load_trained
 from base.run.build import build_experiment, build_test_data
 from base.run.data_changes import record_to_resume
 from base.run.loaders import build_test_loader
@@ -261,6 +262,15 @@ def test_a_test_uses_the_decoder_of_the_tested_run(jpegs, name):
     data = {"record": record, "n_batches": {"train": 1}, "batches_per_epoch": 1}
     next(iter(build_test_data(config, data, None).test_loader))
     assert images.decoder_name() == name
+
+
+def test_predictions_use_the_decoder_of_their_run(jpegs):
+    trained = load_trained(jpegs, CPU)
+    (jpegs / "x.jpg").write_bytes((jpegs.parent / "jpegs" / NAMES[0] / "0.jpg").read_bytes())
+    loader = image_loader(trained, [jpegs / "x.jpg"])
+    images.use_decoder("torchvision")  # by another run
+    next(iter(loader.batches(0, 1)))
+    assert images.decoder_name() == "PIL"
 
 
 def test_a_decoder_alone_is_no_record_for_a_data_set(monkeypatch):

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, weights
+from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, train_in, weights
 
 from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
+from base.run.checks import check
 from tests.base.run.test_networks import Pair, WganTrainer
 from trainer.trainer import Trainer
 
@@ -173,3 +174,36 @@ def test_steppers_that_a_trainer_adds_or_replaces_are_those_that_step() -> None:
     for call in (trainer.is_due, trainer.update, lambda: trainer.backward(torch.ones(()))):
         with pytest.raises(TrainingError, match="there are several optimizers"):
             call()
+
+
+RETURNED = {
+    "train_step": (None, "must be a dict of values by name, not None"),
+    "valid_step": (torch.ones(()), "must be a dict of values by name, not a Tensor"),
+    "compute_losses": ([torch.ones(())], "`compute_losses` returns must be .*, not a list"),
+}
+
+
+@pytest.mark.parametrize("method", RETURNED)
+def test_a_method_that_returns_no_names_is_reported_before_training(
+    tmp_path: Path, method: str
+) -> None:
+    result, message = RETURNED[method]
+    own = type("Own", (Trainer,), {method: lambda self, *_: result})
+    trainer = make(trainer=own)
+    with pytest.raises(TrainingError, match=message):
+        check(trainer)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(torch.ones(3), r"of shape \(3,\)"), ("cat", "'cat'"), (None, "None")],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_value_that_is_not_a_number_is_named(value: Any, shown: str, accumulate: int) -> None:
+    class Logs(Trainer):
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            return {**super().train_step(batch), "extra": value}
+
+    trainer = make(f"memory.accumulate={accumulate}", trainer=Logs)
+    with pytest.raises(TrainingError, match=f"the value 'extra' of a step is {shown}, not one"):
+        train_in(trainer)

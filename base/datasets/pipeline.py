@@ -515,7 +515,9 @@ def _apply_to_batch(
         entries = [column[0] for column in moving.values()]
         image, entries = stage.together(images[0], entries)
         return image, dict(zip(moving, [[entry] for entry in entries], strict=True))
-    sizes, before = [tuple(image.shape[-2:]) for image in images], draws.copy()
+    # A batch on a GPU is not taken apart where nothing moves: 2 us an image.
+    sizes = [] if is_still else [tuple(image.shape[-2:]) for image in images]
+    before = draws.copy()
     whole: Tensor = stage.batch(images, draws)
     if not isinstance(whole, Tensor) or len(whole) != len(images):
         found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"

@@ -292,7 +292,7 @@ SHIPPED: dict[str, list[str]] = {
         *made_up("3, 32, 32", "dataset", "test_dataset"),
         "memory.compile=false",
         "data_loader.args.batch_size=16",
-        "model={type: ResNet9, args: {width: 4}}",
+        "model.args.layers=[{type: ResNet9, args: {width: 4, whitens: true}}]",
     ],
     "digit_scenes": ["data_loader.args.num_workers=0"],
     "digits": [],

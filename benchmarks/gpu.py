@@ -2,18 +2,19 @@
 
     python benchmarks/gpu.py [--budget 450] [--only tests,waits,speed] [--out gpu.json]
 
-Each finding is one line of JSON; all of them are in the file ``--out`` too. Sections that no longer
-fit into the budget (seconds) are left out, and say so. ``--tiny`` runs the same on a CPU with toy
-sizes: a test of this script, whose figures mean nothing.
+Each finding is one line of JSON; all of them are in the file ``--out`` too. Each section runs in a
+process of its own, as an error of CUDA ends its process, and has a share of the budget (seconds):
+cases that no longer fit are left out, and say so. ``--tiny`` runs the same on a CPU with toy sizes:
+a test of this script, whose figures mean nothing.
 
-- tests: the tests marked ``gpu``.
 - waits: how often a step waits for the GPU, and at which line; the goal is 0.
 - speed: a step of Kindling and of a bare loop with the same settings; the goal is 1.02.
-- feeding: data on the GPU, against data in CPU memory, copied ahead or in turn.
-- memory: what each option saves (peak of allocated memory) and costs (milliseconds a step).
-- resume: the last checkpoint of a whole run and of a resumed one, by their bits.
-- save: how long training waits for a checkpoint, and `torch.save`.
 - cifar: an epoch of config/cifar10_fast.yaml, on synthetic images of the size of CIFAR-10.
+- resume: the last checkpoint of a whole run and of a resumed one, by their bits.
+- memory: what each option saves (peak of allocated memory) and costs (milliseconds a step).
+- feeding: data on the GPU, against data in CPU memory, copied ahead or in turn.
+- save: how long training waits for a checkpoint, and `torch.save` of the same state.
+- tests: the tests marked ``gpu``, in what is left.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import contextlib
 import gc
 import json
 import os
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +61,11 @@ AUGMENTED = (
     "{type: RandomCutout, args: {pixels: 8}}]"
 )
 BF16 = "memory.precision=bf16"
+WAIT = "called a synchronizing CUDA operation"
+MOST_SECONDS = 20.0  # that a case may take before its measurement, for the full number of rounds
+GRACE_SECONDS = 8.0  # for a case in progress when the time of its section is over
+TINY_CIFAR = ["model.args.layers=[{type: ResNet9, args: {width: 4, whitens: true}}]"]
+GPU_MARK = "pytest.mark" + ".gpu"
 
 
 class Sizes:
@@ -102,6 +111,7 @@ class Bench:
         self.began, self.budget, self.out = time.monotonic(), options.budget, Path(options.out)
         self.folder = Path(tempfile.mkdtemp(prefix="kindling_gpu_"))
         self.found: list[dict[str, Any]] = []
+        self.longest = 0.0  # case of this process, in seconds
 
     @property
     def left(self) -> float:
@@ -113,19 +123,22 @@ class Bench:
         print(json.dumps(self.found[-1], default=str), flush=True)
         self.out.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
 
-    def has_time(self, section: str, case: str, seconds: float) -> bool:
-        """Return whether so many seconds are left; else note that the case was left out."""
-        if self.left < seconds:
+    def has_time(self, section: str, case: str) -> bool:
+        """Return whether the longest case so far would fit; else note that this one is left out."""
+        if self.left < self.longest:
             self.tell(section, case=case, left_out="out of time")
-        return self.left >= seconds
+        return self.left >= self.longest
 
     @contextlib.contextmanager
     def reported(self, section: str, **facts: Any) -> Iterator[None]:
         """Note an error of a case, and go on with the next; free its memory."""
+        began = time.monotonic()
         try:
             yield
         except Exception as error:
-            self.tell(section, **facts, failed=f"{type(error).__name__}: {error}"[:600])
+            where = traceback.format_exc()[-1200:]
+            self.tell(section, **facts, failed=f"{type(error).__name__}: {error}"[:600], at=where)
+        self.longest = max(self.longest, time.monotonic() - began)
         gc.collect()
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()
@@ -164,6 +177,7 @@ class Bench:
         images = twin.train_loader.dataset.reads_from.images.to(device)
         targets = twin.train_loader.dataset.reads_from.targets.to(device)
         (optimizer,) = twin.optimizers.values()
+        optimizer._optimizer_step_pre_hooks.clear()  # with which Kindling leaves out bad steps
         model, size, precision = twin.model, self.sizes.batch_size, twin.precision
         model.train()
 
@@ -187,21 +201,27 @@ class Bench:
     # --- Sections ---------------------------------------------------------------------------------
 
     def tests(self) -> None:
-        words = ("-q", "-m", "gpu", "-n", "0", "--no-header", "-p", "no:cacheprovider", "tests")
-        limit = min(150, max(20, self.left - 250))
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", *words],
-                cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            self.tell("tests", failed="timeout", end=str(error.stdout)[-2000:])
-            return
-        shown = ("FAILED", "ERROR")
-        lines = [line for line in done.stdout.splitlines() if line.startswith(shown)]
-        end = done.stdout[-2500:] + done.stderr[-500:] if done.returncode else ""
-        last = done.stdout.strip().splitlines()[-1:]
-        self.tell("tests", code=done.returncode, last=last, failures=lines[-25:], end=end)
+        marked = sorted(p for p in (ROOT / "tests").rglob("test_*.py") if GPU_MARK in p.read_text())
+        words = ("-v", "--tb=short", "-m", "gpu", "--no-header", "-p", "no:cacheprovider")
+        log = self.folder / "tests.txt"
+        code: int | str
+        with log.open("w") as out:
+            command = [sys.executable, "-m", "pytest", *words, *map(str, marked)]
+            try:
+                limit = max(10, self.left - 5)
+                done = subprocess.run(
+                    command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, timeout=limit,
+                    check=False,
+                )  # fmt: skip
+                code = done.returncode
+            except subprocess.TimeoutExpired:
+                code = "out of time"
+        text = log.read_text(errors="replace")
+        verdicts = ("PASSED", "FAILED", "ERROR", "SKIPPED")
+        counts = {word: len(re.findall(rf"^\S+::.* {word}\b", text, re.M)) for word in verdicts}
+        failures = sorted(set(re.findall(r"^(?:FAILED|ERROR) .*", text, re.M)))[:40]
+        end = "" if code == 0 else text[-4000:]
+        self.tell("tests", code=code, **counts, failures=failures, end=end)
 
     def waits(self) -> None:
         cases = {
@@ -214,23 +234,35 @@ class Bench:
             **({"fp16": ["memory.precision=fp16"]} if self.sizes.on_gpu else {}),
         }
         for name, overrides in cases.items():
-            if not self.has_time("waits", name, 60):
+            if not self.has_time("waits", name):
                 continue
             with self.reported("waits", case=name):
                 trainer = self.make(self.sizes.resnet, *overrides)
                 self.epoch(trainer)
                 steps = trainer.progress.step
-                lines, n_events = self._counted_waits(trainer.train_epoch)
+                lines, n_events, n_after = self._counted_waits(trainer)
                 n = trainer.progress.step - steps
                 by_line = {line: round(count / n, 2) for line, count in lines.most_common(8)}
                 self.tell(
                     "waits", case=name, steps=n, a_step=round(sum(lines.values()) / n, 2),
                     by_line=by_line, waits_for_events_a_step=round(n_events / n, 2),
+                    at_the_end_of_the_epoch=n_after,
                 )  # fmt: skip
 
-    def _counted_waits(self, run: Callable[[], Any]) -> tuple[collections.Counter[str], int]:
-        """Run; return how often torch waited for the GPU by line, and how often for an event."""
+    def _counted_waits(self, trainer: BaseTrainer) -> tuple[collections.Counter[str], int, int]:
+        """Train an epoch; return how often its steps waited for the GPU by line, how often for an
+        event (of a loss, if the host is more than two batches ahead), and the waits after them.
+        """
         n_events, plain = 0, getattr(torch.cuda.Event, "synchronize", None)
+        n_of_steps: list[int] = []
+        summarise = trainer._summarise
+
+        def summed_up(*args: Any) -> Any:  # the end of the epoch, which reads its means
+            n_of_steps.append(len(waits()))
+            return summarise(*args)
+
+        def waits() -> list[warnings.WarningMessage]:
+            return [one for one in caught if str(one.message).startswith(WAIT)]
 
         def counted(event: Any) -> None:
             nonlocal n_events
@@ -244,36 +276,33 @@ class Bench:
                 stack.callback(setattr, torch.cuda.Event, "synchronize", plain)
                 torch.cuda.set_sync_debug_mode("warn")
                 stack.callback(torch.cuda.set_sync_debug_mode, "default")
-            run()
-        waits = [one for one in caught if "synchroniz" in str(one.message)]
-        return collections.Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waits), n_events
+            vars(trainer)["_summarise"] = summed_up
+            stack.callback(vars(trainer).pop, "_summarise")
+            trainer.train_epoch()
+        n = n_of_steps[-1]
+        lines = collections.Counter(f"{Path(w.filename).name}:{w.lineno}" for w in waits()[:n])
+        return lines, n_events, len(waits()) - n
 
     def speed(self) -> None:
-        sizes, compiled = self.sizes, "memory.compile=true"
-        cases: list[tuple[str, str, list[str]]] = [
-            ("ResNet-18 bf16", sizes.resnet, [BF16]),
-            ("transformer bf16", sizes.transformer, [BF16]),
-            ("ResNet-18 fp32", sizes.resnet, []),
-            ("ResNet-18 tf32", sizes.resnet, ["memory.precision=tf32"]),
-            ("ResNet-18 bf16 cudnn_benchmark", sizes.resnet, [BF16, "memory.cudnn_benchmark=true"]),
-            ("ResNet-18 bf16 without channels_last", sizes.resnet,
-             [BF16, "memory.channels_last=false"]),
-            ("ResNet-18 bf16 batch 32", sizes.resnet, [BF16, "data_loader.args.batch_size=32"]),
-        ]  # fmt: skip
-        if sizes.on_gpu:
-            reduce = "memory.compile=reduce-overhead"
-            cases += [
-                ("ResNet-18 bf16 compiled", sizes.resnet, [BF16, compiled]),
-                ("transformer bf16 compiled", sizes.transformer, [BF16, compiled]),
-                ("transformer bf16 reduce-overhead", sizes.transformer, [BF16, reduce]),
-                ("transformer bf16 reduce-overhead, accumulate 2", sizes.transformer,
-                 [BF16, reduce, "memory.accumulate=2"]),
-            ]  # fmt: skip
-        for name, text, overrides in cases:
-            if not self.has_time("speed", name, 120):
-                continue
-            with self.reported("speed", case=name):
-                self._measure_speed(name, text, overrides)
+        resnet, transformer = self.sizes.resnet, self.sizes.transformer
+        cases: dict[str, tuple[str, list[str]]] = {
+            "ResNet-18 bf16": (resnet, [BF16]),
+            "ResNet-18 fp32": (resnet, []),
+            "transformer bf16": (transformer, [BF16]),
+            "ResNet-18 bf16 compiled": (resnet, [BF16, "memory.compile=true"]),
+            "transformer bf16 compiled": (transformer, [BF16, "memory.compile=true"]),
+            "transformer bf16 reduce-overhead":
+                (transformer, [BF16, "memory.compile=reduce-overhead"]),
+            "ResNet-18 bf16 batch 32": (resnet, [BF16, "data_loader.args.batch_size=32"]),
+            "ResNet-18 bf16 cudnn_benchmark": (resnet, [BF16, "memory.cudnn_benchmark=true"]),
+            "ResNet-18 bf16 without channels_last": (resnet, [BF16, "memory.channels_last=false"]),
+            "ResNet-18 tf32": (resnet, ["memory.precision=tf32"]),
+        }  # fmt: skip
+        for name, (text, overrides) in cases.items():
+            is_compiled = "memory.compile" in " ".join(overrides)
+            if (self.sizes.on_gpu or not is_compiled) and self.has_time("speed", name):
+                with self.reported("speed", case=name):
+                    self._measure_speed(name, text, overrides)
 
     def _measure_speed(self, name: str, text: str, overrides: list[str]) -> None:
         began = time.perf_counter()
@@ -286,7 +315,8 @@ class Bench:
             other = self.bare(text, overrides)
             other()
         ours, theirs = [], []
-        for _ in range(self.sizes.n_rounds):
+        spent = time.perf_counter() - began
+        for _ in range(self.sizes.n_rounds if spent < MOST_SECONDS else 3):
             ours.append(self.epoch(trainer))
             theirs += [other()] if other else []
         pairs = sorted(k / b for k, b in zip(ours, theirs, strict=False))
@@ -296,7 +326,7 @@ class Bench:
             ratios=[round(each, 3) for each in pairs], first_epoch_s=round(first, 1),
             idle=round(trainer.clock.idle_share(), 2),
         )  # fmt: skip
-        if self.sizes.on_gpu and name in ("ResNet-18 bf16", "transformer bf16"):
+        if self.sizes.on_gpu and name == "ResNet-18 bf16":
             self.tell("calls", case=name, a_step=self._calls_of_cuda(trainer))
 
     def _calls_of_cuda(self, trainer: BaseTrainer) -> dict[str, float]:
@@ -321,7 +351,7 @@ class Bench:
             "CPU memory, prefetch 0": (lambda *_: False, 0),
         }
         for name, (placing, prefetch) in cases.items():
-            if not self.has_time("feeding", name, 100):
+            if not self.has_time("feeding", name):
                 continue
             TransformedDataset.place_on = placing  # type: ignore[method-assign]
             with self.reported("feeding", case=name):
@@ -356,11 +386,13 @@ class Bench:
             ("ResNet-18", self.sizes.resnet, of_resnet),
         ):
             for name, overrides in chosen.items():
-                if self.has_time("memory", name, 75):
+                if self.has_time("memory", name):
                     with self.reported("memory", model=model, option=name):
                         self._measure_memory(model, name, text, overrides)
 
     def _measure_memory(self, model: str, name: str, text: str, overrides: list[str]) -> None:
+        few = f"n_samples: {8 * self.sizes.batch_size}"  # offloading copies gigabytes in a step
+        text = text.replace(f"n_samples: {self.sizes.n_samples}", few)
         trainer = self.make(text, BF16, *overrides)
         resolve_micro_batch(trainer)
         self.epoch(trainer)
@@ -383,17 +415,18 @@ class Bench:
         cases = {
             "bf16, augmented": [BF16, AUGMENTED],
             "deterministic": [BF16, AUGMENTED, "deterministic=true"],
+            "fp32, deterministic": ["deterministic=true"],
             "deterministic, compiled": [BF16, "deterministic=true", "memory.compile=true"],
         }
         if not self.sizes.on_gpu:
             del cases["deterministic, compiled"]
         for number, (name, overrides) in enumerate(cases.items()):
-            if not self.has_time("resume", name, 60):
+            if not self.has_time("resume", name):
                 continue
             with self.reported("resume", case=name):
                 save = self.folder / f"resume{number}"
                 self._train("-c", config, "--set", *overrides, f"trainer.save_dir={save}")
-                run = next((save / "gpu").iterdir())
+                run = next(each.parent for each in save.glob("gpu/*/checkpoints"))
                 whole = read(run / "checkpoints" / "step-00000024")
                 self._train("-r", run / "checkpoints" / "step-00000010")
                 parts = read(run / "checkpoints" / "step-00000024")
@@ -417,21 +450,16 @@ class Bench:
         few = f"n_samples: {4 * self.sizes.batch_size}"
         text = text.replace(f"n_samples: {self.sizes.n_samples}", few)
         for name, beside in (("beside training", True), ("in turn", False)):
-            with self.reported("save", case=name):
-                self._measure_save(name, text, beside)
-        state = {"a": torch.randn(75_000_000 if self.sizes.on_gpu else 1000).to(self.sizes.device)}
-        self.synchronize()
-        began = time.perf_counter()
-        torch.save(state, self.folder / "plain.pt")
-        spent = round(1e3 * (time.perf_counter() - began), 1)
-        self.tell("save", case="torch.save of 300 MB", ms=spent)
+            if self.has_time("save", name):
+                with self.reported("save", case=name):
+                    self._measure_save(name, text, beside)
 
     def _measure_save(self, name: str, text: str, beside: bool) -> None:
         trainer = self.make(text, BF16)
         self.epoch(trainer)
         store = CheckpointStore(self.folder / f"save_{beside}", in_background=beside)
         trainer.current_run = Run(trainer.current_run.log, self.folder, store)
-        waits, whole = [], []
+        waits, whole, torchs = [], [], []
         for _ in range(4):
             self.epoch(trainer)
             expected = {k: v.detach().cpu().clone() for k, v in trainer.model.state_dict().items()}
@@ -441,13 +469,18 @@ class Bench:
             self.epoch(trainer)  # what is written is of its step, though training goes on
             store.wait()
             whole.append(time.perf_counter() - began)
+            state = {name: one.state_dict() for name, one in trainer.stateful.items()}
+            began = time.perf_counter()
+            torch.save(state, self.folder / "plain.pt")
+            torchs.append(time.perf_counter() - began)
             newest = store.newest()
             assert newest is not None
             saved = read(newest)["model"]
             assert all(torch.equal(expected[key], saved[key]) for key in expected)
         self.tell(
-            "save", case=name, wait_ms=milliseconds(waits), with_an_epoch_ms=milliseconds(whole)
-        )
+            "save", case=name, wait_ms=milliseconds(waits), with_an_epoch_ms=milliseconds(whole),
+            torch_save_ms=milliseconds(torchs), bytes=(self.folder / "plain.pt").stat().st_size,
+        )  # fmt: skip
 
     def cifar(self) -> None:
         images = (
@@ -457,25 +490,35 @@ class Bench:
         overrides = [f"data_loader.args.{name}={images}" for name in ("dataset", "test_dataset")]
         overrides += ["trainer.verbosity=0", "trainer.progress=false", "trainer.tensorboard=false"]
         if not self.sizes.on_gpu:
-            overrides += ["memory.compile=false", "data_loader.args.batch_size=16"]
-            overrides += ["model.args.width=4"]
+            overrides += ["data_loader.args.batch_size=16", *TINY_CIFAR]
         text = (ROOT / "config" / "cifar10_fast.yaml").read_text(encoding="utf-8")
-        with self.reported("cifar"):
-            trainer = self.make(
-                text.replace("model: ResNet9", "model: {type: ResNet9}"), *overrides
-            )
-            began = time.perf_counter()
-            self.epoch(trainer)
-            first = time.perf_counter() - began
-            times = [self.epoch(trainer) for _ in range(self.sizes.n_rounds)]
-            seconds = statistics.median(times) * trainer.experiment.batches_per_epoch
-            self.tell(
-                "cifar", first_epoch_s=round(first, 1), epoch_s=round(seconds, 3),
-                run_of_24_epochs_s=round(24 * seconds, 1), memory=trainer.experiment.memory_notes,
-            )  # fmt: skip
+        for name, more in {"as it is": [], "not compiled": ["memory.compile=false"]}.items():
+            if (self.sizes.on_gpu or more) and self.has_time("cifar", name):
+                with self.reported("cifar", case=name):
+                    self._measure_cifar(name, text, [*overrides, *more])
+
+    def _measure_cifar(self, name: str, text: str, overrides: list[str]) -> None:
+        began = time.perf_counter()
+        trainer = self.make(text, *overrides)
+        built = time.perf_counter()
+        self.epoch(trainer)
+        first = time.perf_counter() - built
+        times = [self.epoch(trainer) for _ in range(self.sizes.n_rounds)]
+        experiment = trainer.experiment
+        seconds = statistics.median(times) * experiment.batches_per_epoch
+        self.tell(
+            "cifar", case=name, build_s=round(built - began, 1), first_epoch_s=round(first, 1),
+            epoch_s=round(seconds, 3), step=milliseconds(times), epochs=experiment.n_epochs,
+            run_after_compiling_s=round(experiment.n_epochs * seconds, 1),
+            memory=experiment.memory_notes, idle=round(trainer.clock.idle_share(), 2),
+        )  # fmt: skip
 
 
-SECTIONS = ("tests", "waits", "speed", "feeding", "memory", "resume", "save", "cifar")
+SECONDS = {
+    "waits": 40, "speed": 115, "cifar": 75, "resume": 55, "memory": 40, "feeding": 20, "save": 30,
+    "tests": 75,
+}  # fmt: skip
+"""The share of each section in a budget of 450 seconds; what one leaves is for those after it."""
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
@@ -503,29 +546,64 @@ def difference(one: Any, other: Any, where: str) -> str | None:
     return next(filter(None, (difference(*pair) for pair in pairs)), None)
 
 
+def run_section(name: str, options: argparse.Namespace, seconds: float, part: Path) -> list[Any]:
+    """Run a section in a process of its own; return what it found, even if it was killed."""
+    words = ["--only", name, "--out", part, "--budget", seconds, *["--tiny"] * options.tiny]
+    command = [sys.executable, __file__, "--here", *map(str, words)]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        how = f"exit code {process.wait(seconds + GRACE_SECONDS)}"
+    except subprocess.TimeoutExpired:
+        how = "killed, out of time"
+        os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        process.wait()
+    found: list[Any] = json.loads(part.read_text(encoding="utf-8")) if part.exists() else []
+    return found if how == "exit code 0" else [*found, {"section": name, "failed": how}]
+
+
+def machine() -> dict[str, Any]:
+    """Return the facts of the device and of torch."""
+    facts: dict[str, Any] = {"device": "CPU, toy sizes"}
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        facts = {
+            "device": found.name, "memory_mb": found.total_memory >> 20,
+            "capability": f"{found.major}.{found.minor}", "cudnn": torch.backends.cudnn.version(),
+        }  # fmt: skip
+    cores = len(os.sched_getaffinity(0))
+    python = sys.version.split()[0]
+    return {**facts, "torch": torch.__version__, "cuda": torch.version.cuda, "cores": cores,
+            "python": python}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=450.0, help="seconds")
-    parser.add_argument("--only", default=",".join(SECTIONS))
+    parser.add_argument("--only", default=",".join(SECONDS))
     parser.add_argument("--out", default=str(Path(os.environ.get("OUT", ".")) / "gpu.json"))
     parser.add_argument("--tiny", action="store_true", help="a test of this script, on a CPU")
+    parser.add_argument("--here", action="store_true", help="run one section in this process")
     options = parser.parse_args()
+    sections = options.only.split(",")
+    if unknown := [name for name in sections if name not in SECONDS]:
+        sys.exit(f"--only {','.join(unknown)}: there are {', '.join(SECONDS)}")
     if not torch.cuda.is_available() and not options.tiny:
         sys.exit("there is no CUDA device; --tiny tries this script on a CPU")
     bench = Bench(options)
     try:
-        bench.tell(
-            "machine",
-            device=torch.cuda.get_device_name() if bench.sizes.on_gpu else "CPU, toy sizes",
-            torch=torch.__version__, cuda=torch.version.cuda,
-            cores=len(os.sched_getaffinity(0)), python=sys.version.split()[0],
-        )  # fmt: skip
-        for section in options.only.split(","):
+        if options.here:
+            (name,) = sections
+            bench.tell("machine", of=name, **machine())
             began = time.monotonic()
-            with bench.reported(section):
-                getattr(bench, section)()
-            spent = round(time.monotonic() - began, 1)
-            bench.tell("time", of=section, seconds=spent, left=round(bench.left))
+            with bench.reported(name):
+                getattr(bench, name)()
+            bench.tell("time", of=name, seconds=round(time.monotonic() - began, 1))
+            return
+        for place, name in enumerate(sections):
+            share = sum(SECONDS[each] for each in sections[place:])
+            seconds = max(10.0, bench.left * SECONDS[name] / share - GRACE_SECONDS)
+            bench.found += run_section(name, options, seconds, bench.folder / f"{name}.json")
+            bench.out.write_text(json.dumps(bench.found, indent=1, default=str), encoding="utf-8")
     finally:
         shutil.rmtree(bench.folder, ignore_errors=True)
 

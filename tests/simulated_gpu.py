@@ -28,6 +28,7 @@ WAITING = frozenset((
     "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2",
     "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount", "histc",
     "_ctc_loss.Tensor", "linalg_inv_ex", "repeat_interleave.Tensor", "segment_reduce",
+    "multinomial", "embedding_renorm_", "_linalg_check_errors",
 ))  # fmt: skip
 
 
@@ -228,14 +229,18 @@ class Machine(TorchDispatchMode):
             self.complete(self.n_queued)
         if name in ("index", "index_put", "index_put_") and _selects_by_mask(name, args):
             self.wait(f"{name} by a mask")
+        if name in ("index", "index_put", "index_put_"):
+            for one in args[1]:
+                if one is not None and not isinstance(one, OnGPU):
+                    self.wait(f"{name}: a copy of {one.nbytes} bytes to the GPU")
 
     def _copied_between(self, to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         """Copy from the host or to it, in place."""
         plain(to).copy_(plain(source))
         if isinstance(to, OnGPU):
             self._note_upload(source, non_blocking)
-        else:
-            self._download(to, non_blocking)
+        else:  # to pageable memory it waits, whatever is asked for
+            self._download(to, non_blocking and self.is_pinned(to))
         return to
 
     def _wrapped(self, function: Any, args: Any, kwargs: Any, result: Any) -> Any:

@@ -22,6 +22,7 @@ from base.config.yaml_writer import as_source
 from base.errors import (
     ConfigError,
     KindlingError,
+    OutOfMemoryError,
     UsageError,
     disk_error,
     nearest,
@@ -513,7 +514,26 @@ def _as_known(error: Exception) -> KindlingError | None:
         return _explain(error)
     if isinstance(error, ImportError) and _is_of_engine(error):
         return UsageError(f"{error}: keep Kindling's own base/ and logger/, whole")
+    if "torch" in sys.modules and not isinstance(error, OutOfMemoryError):
+        from base.system.resources import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return _lack_of_memory(error)
     return error if isinstance(error, KindlingError) else None
+
+
+def _lack_of_memory(error: Exception) -> OutOfMemoryError:
+    """Return the error to print for a lack of memory that is not that of a step."""
+    if isinstance(error, KindlingError):  # it names the place
+        made = OutOfMemoryError(str(error))
+        vars(made).update(vars(error))
+        return made
+    cause = str(error).strip().partition("\n")[0][:200]
+    calls = traceback.extract_tb(error.__traceback__)
+    own = [call for call in calls if "site-packages" not in call.filename] or calls
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    text = f"out of memory outside of a step, in {where} ({own[-1].name}): use a smaller model or a"
+    return OutOfMemoryError(f"{text} device with more memory, or free what others hold ({cause})")
 
 
 def report(error: KindlingError) -> None:

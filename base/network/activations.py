@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from base.errors import ConfigError, Problem, TrainingError
@@ -110,23 +110,26 @@ def _no_context() -> AbstractContextManager[Any]:
 class OffloadedActivations(saved_tensors_hooks):
     """Keeps tensors saved by autograd in CPU memory until the backward pass needs them.
 
-    Like ``torch.autograd.graph.save_on_cpu``, with pinned memory on CUDA. Weights are not moved, as
-    they stay on the device anyway.
+    Like ``torch.autograd.graph.save_on_cpu``, with pinned memory on CUDA, where nothing waits for
+    the copies in any version of torch. Weights are not moved, as they stay on the device anyway.
     """
 
     def __init__(self, device: torch.device) -> None:
-        hooks = save_on_cpu(pin_memory=device.type == "cuda")
+        is_cuda = device.type == "cuda"
 
         def pack(tensor: Tensor) -> Any:
             base = tensor if tensor._base is None else tensor._base  # a layer saves weight.t()
             if isinstance(base, nn.Parameter):
                 return tensor, tensor._version
-            return hooks.pack_hook(tensor)
+            is_ahead = is_cuda and tensor.layout is torch.strided
+            host = torch.empty_like(tensor, device="cpu", pin_memory=is_ahead)
+            return tensor.device, host.copy_(tensor, non_blocking=is_ahead)
 
         def unpack(packed: Any) -> Tensor:
             first, second = packed
             if not isinstance(first, Tensor):
-                return hooks.unpack_hook(packed)
+                back: Tensor = second.to(first, non_blocking=is_cuda)
+                return back
             if first._version != second:  # autograd does not check versions with hooks
                 raise RuntimeError("a weight was modified by an inplace operation before backward")
             return first

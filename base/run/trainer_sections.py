@@ -23,6 +23,7 @@ from base.errors import CheckpointError, ConfigError, Problem, nearest
 from base.names.check import check_section
 from base.names.construction import build
 from base.names.registry import override_note
+from base.network.compilation import compile_networks
 from base.network.patterns import NoMatch
 from base.run.loaders import prepare_loader
 from base.system.seeding import derive_seed, isolated_random_state
@@ -172,7 +173,11 @@ def _build_model(experiment: Experiment, section: Section, where: str) -> nn.Mod
             "its lazy layers have no shape, and no batch of its own to infer them: set their sizes"
         )
         raise ConfigError([Problem(where, text)])
-    return model.to(experiment.device)
+    model.to(experiment.device)
+    if mode := experiment.config["memory"]["compile"]:
+        notes = compile_networks(model, mode, experiment.device)
+        experiment.memory_notes += notes or [f"compiled: {type(model).__name__} of the trainer"]
+    return model
 
 
 def _build_loader(experiment: Experiment, section: Section, where: str) -> Any:

@@ -36,9 +36,13 @@ OUT_OF_MEMORY = re.compile(
     r"|ALLOC_FAILED|bad_alloc|could not create a memory"  # of cuBLAS, cuDNN, cuFFT and so on; C++
     r"|(?-i:OUT_OF_(DEVICE_|HOST_)?(MEMORY|RESOURCES))"  # of XPU
 )
-NO_ENGINE = "unable to find an engine to execute"
-"""Of cuDNN: none of its algorithms has the memory, or none takes this type and layout."""
-LITTLE_MEMORY = 0.1  # of a GPU's: so little is free when an algorithm of cuDNN lacks it
+MAY_LACK_MEMORY = re.compile(
+    # Of cuDNN: none of its algorithms has the memory, or none takes this type and layout.
+    r"unable to find an engine to execute"
+    # Of libraries that cannot allocate their handle, or for another reason.
+    r"|STATUS_NOT_INITIALIZED|(CUDNN|CUSOLVER|CUSPARSE)_STATUS_INTERNAL_ERROR"
+)
+LITTLE_MEMORY = 0.1  # of a GPU's: so little is free when it is memory that these lack
 
 
 def use_threads(n_threads: int | str) -> int:
@@ -95,7 +99,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     text = str(error)
-    return bool(OUT_OF_MEMORY.search(text)) or (NO_ENGINE in text and _gpu_is_full())
+    return bool(OUT_OF_MEMORY.search(text)) or (
+        MAY_LACK_MEMORY.search(text) is not None and _gpu_is_full()
+    )
 
 
 def _gpu_is_full() -> bool:

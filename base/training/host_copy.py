@@ -12,7 +12,8 @@ class HostCopy:
     def __init__(self, tensor: Tensor) -> None:
         self._copy = tensor.detach().to("cpu", non_blocking=True)
         self._event = torch.cuda.Event()
-        self._event.record()
+        # Of the tensor's own device, which may not be the current one.
+        self._event.record(torch.cuda.current_stream(tensor.device))
 
     def is_ready(self) -> bool:
         """Return, without waiting, whether the copy is complete."""

@@ -326,3 +326,15 @@ def test_data_that_other_processes_read_are_not_put_on_a_gpu(
     monkeypatch.setattr(TransformedDataset, "place_on", lambda self, device: asked.append(device))
     loader(InMemoryDataset(IMAGES, LABELS), transforms, 2, **more).place_on(torch.device("cuda"))
     assert bool(asked) == is_asked
+
+
+def test_a_batch_is_not_taken_apart_where_no_target_moves(monkeypatch):
+    """2 us an image and stage: on a GPU as much as the transforms of a small image."""
+
+    def refuse(tensor):
+        raise AssertionError("a batch is iterated over")
+
+    pipeline = Pipeline([RandomShift(1), RandomFlip(), RandomCutout(2)], mean=[0.4], std=[0.2])
+    expected = pipeline(IMAGES[:4], 1, 0, torch.arange(4))
+    monkeypatch.setattr(torch.Tensor, "__iter__", refuse)
+    assert torch.equal(pipeline(IMAGES[:4], 1, 0, torch.arange(4)), expected)

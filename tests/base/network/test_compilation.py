@@ -31,6 +31,7 @@ from base.system.torch_compat import call_to_compile
 from base.training.recovery import SECOND_PASS
 from tests.base.toy import CPU, assert_same, make, run, train_in
 from tests.trainer.test_gan_trainers import GAN, KINDS, WGAN
+from trainer.trainer import Trainer
 
 COMPILED = "memory.compile=true"
 GPU = torch.device("cuda")
@@ -158,6 +159,29 @@ def test_a_compiled_gan_trains_as_another(kind: str, graphs: Graphs, tmp_path: P
     assert_same(ours["model"], theirs["model"])
     assert_same(ours["optimizer.generator"], theirs["optimizer.generator"])
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+
+
+class WithBuilt(Trainer):
+    """Builds a network of its own, which adds to the outputs."""
+
+    def __init__(self, experiment: Any) -> None:
+        super().__init__(experiment)
+        args = {"n_inputs": 5, "hidden": [2], "n_outputs": 3}
+        self.more = self.build("model", {"type": "MLP", "args": args})
+
+    def forward(self, batch: Any) -> Any:
+        return super().forward(batch) + self.more(batch[0]).detach()
+
+
+def test_a_network_that_the_trainer_builds_is_compiled(graphs: Graphs) -> None:
+    plain = make(trainer=WithBuilt)
+    train_in(plain)
+    assert graphs.n == 0
+    compiled = make(COMPILED, trainer=WithBuilt)
+    compiled.more.load_state_dict(plain.more.state_dict())
+    train_in(compiled)
+    assert compiled.experiment.memory_notes[-1] == "compiled: MLP of the trainer"
+    assert graphs.n == 4  # each of the two in training and in evaluation
 
 
 @pytest.mark.parametrize("kind", ["dcgan", "wgan"])

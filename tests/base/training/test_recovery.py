@@ -514,11 +514,21 @@ def test_what_is_out_of_memory(error: Any, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(("free", "expected"), [(9, True), (11, False)])
-def test_cudnn_without_an_engine_is_out_of_memory_on_a_full_gpu_alone(
-    free: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FIND was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+    ],
+)
+def test_what_a_library_says_on_a_full_gpu_is_out_of_memory_there_alone(
+    text: str, free: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says the same of types and layouts that no algorithm takes."""
-    error = RuntimeError("FIND was unable to find an engine to execute this computation")
+    """They say the same of types and layouts that no algorithm takes, and of broken drivers."""
+    error = RuntimeError(text)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not is_out_of_memory(error)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -141,7 +141,6 @@ class BaseTrainer:
         )
         self.current_run, self._has_started = Run(RunLog(self.settings)), False  # see `train`
         steppers = self.steppers.values()
-        self._lone_stepper = next(iter(steppers)) if len(steppers) == 1 else None
         self._has_plain_passes = (
             self.world.size == 1
             and self.settings.backward == "sum"
@@ -491,16 +490,15 @@ class BaseTrainer:
         its own backward pass, as has each loss of a sum if ``trainer.backward`` asks for it; the
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
-        stepper = (only is None and self._lone_stepper) or choose_stepper(self.steppers, only)
-        inputs = None if only is None else stepper.trainable
-        is_plain = self._has_plain_passes and not (
-            self.window.is_shared or self.capture.is_recording
-        )
-        if is_plain and isinstance(loss, Tensor):  # the common case
+        is_plain = self._has_plain_passes and len(self.steppers) == 1 and only is None
+        is_partial = self.window.is_shared or self.capture.is_recording
+        if is_plain and not is_partial and isinstance(loss, Tensor):  # the common case
             self.finite.watch(loss, self.recovery.loss_facts)
-            loss.backward(inputs=inputs, retain_graph=retain_graph)
+            loss.backward(retain_graph=retain_graph)
             self.recovery.refuse_nonfinite()
             return
+        stepper = choose_stepper(self.steppers, only)
+        inputs = None if only is None else stepper.trainable
         losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
         is_full = self.window.is_full
         for number, part in enumerate(losses, start=1):
@@ -527,7 +525,7 @@ class BaseTrainer:
             name: the optimizer; may be omitted if there is one.
             again: computes the losses again, for LBFGS, which evaluates them several times a step.
         """
-        stepper = (name is None and self._lone_stepper) or choose_stepper(self.steppers, name)
+        stepper = choose_stepper(self.steppers, name)
         if again is None:
             stepper.check(again)
         if not self.window.is_full:
@@ -535,7 +533,7 @@ class BaseTrainer:
         if stepper.every == 1 or self.is_due(name):
             if self.world.is_active:
                 self.recovery.agree(name or next(iter(self.steppers)))
-            else:
+            elif self.window.is_deferred:
                 self.window.correct(stepper.optimizer)
             self.recovery.before_update(stepper)
             if self.capture.is_recording:

@@ -273,13 +273,16 @@ class SampleCount:
     def __init__(self, rules: Rules, loader: Any = None, is_whole: bool = False) -> None:
         self.rules = rules
         self._loader, self._is_whole = loader, is_whole
-        is_plain = rules["size"] is None and rules["target"] is None
-        self._counts_pairs = is_plain and not rules.get("ids")
         self._is_time_first: bool | None = None  # None: not known yet
 
     @cached_property
     def _own(self) -> HasCounts | None:
         return offered(self._loader, HasCounts)
+
+    @cached_property
+    def _counts_pairs(self) -> bool:
+        is_plain = self.rules["size"] is None and self.rules["target"] is None
+        return self._own is None and is_plain and not self.rules.get("ids")
 
     @cached_property
     def _share(self) -> Share:
@@ -297,14 +300,14 @@ class SampleCount:
 
     def __call__(self, batch: Any, position: int | None = None) -> int:
         """Return the number of samples of a batch, which is the loader's ``position``-th."""
-        if self._own is not None:
-            return int(self._own.count_samples(batch))
         if self._counts_pairs and type(batch) is list and len(batch) == 2:
             inputs, target = batch
             if isinstance(target, Tensor) and isinstance(inputs, Tensor):
                 shape = target.shape
                 if shape and inputs.shape[:1] == shape:
                     return shape[0]  # the common case, needed at every step
+        if self._own is not None:
+            return int(self._own.count_samples(batch))
         if self.rules.get("ids") and self.rules["size"] is None:
             return len(ids_of(batch, self.rules))
         n_drawn = None if position is None else self._n_drawn(position)

@@ -204,10 +204,6 @@ class BatchReader:
 
     def _read(self, key: Key) -> Batch | Failure:
         seed, epoch, indices = key
-        if self.takes_tensors:
-            # A copy, as the loader keeps the order and a data set of yours may change its indices.
-            # Other processes receive a list.
-            indices = indices.clone() if isinstance(indices, Tensor) else torch.tensor(indices)
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
         if self.random is not None and not self.random.uses_streams:
@@ -220,7 +216,10 @@ class BatchReader:
         finally:
             set_cpu_streams(streams)
 
-    def _read_batch(self, read: Callable[..., Batch], indices: Tensor, *args: Any) -> Any:
+    def _read_batch(self, read: Callable[..., Batch], indices: Any, *args: Any) -> Any:
+        # A copy, as the loader keeps the order and a data set of yours may change its indices.
+        # Other processes receive a list.
+        indices = indices.clone() if isinstance(indices, Tensor) else torch.tensor(indices)
         try:
             return read(indices, *args)
         except Exception as error:

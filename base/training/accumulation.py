@@ -202,7 +202,7 @@ class Window:
 
     def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
         """Yield the parts of a batch, each with its number of samples."""
-        if self._is_whole and self.outcome is Outcome.MADE:
+        if self._is_whole:
             self.n_samples = self.count(batch, position)
             return ((batch, self.n_samples),)
         is_of_rank = self.world.is_active
@@ -332,7 +332,7 @@ class Window:
         Args:
             found: the sum of `found` over all ranks; None for a single process.
         """
-        if self._deferred.assumed:
+        if self.is_deferred:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self._deferred.correction(found))

@@ -76,8 +76,9 @@ class Stepper:
         """
         if not self.has_stepped:
             self._warn_unreached(n_steps)
-        is_whole = self.clip_norm is None and self.clip_value is None
-        values = {} if is_whole else self._clip()
+        values = {}
+        if self.clip_norm is not None or self.clip_value is not None:
+            values = self._clip()
         if self.precision.is_reduced:
             with self.precision.full():
                 self._step_optimizer(n_steps, again)

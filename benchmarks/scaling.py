@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -175,22 +176,21 @@ LOOPS: dict[str, Callable[[str, World, int], tuple[float, float]]] = {
 
 def count_bytes(name: str, world: World, n_steps: int = 10) -> dict[str, float]:
     """Return the bytes that a process hands to collective operations in a step."""
-    import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     assert world.agreement is not None
     sent = 0
-    all_reduce, send = dist.all_reduce, world.agreement._send
+    begin_sum, send = world.begin_sum, world.agreement._send
 
-    def count_sum(tensor: Tensor, *args: Any, **options: Any) -> Any:
+    def count_sum(tensor: Tensor) -> Any:
         nonlocal sent
         sent += tensor.nbytes
-        return all_reduce(tensor, *args, **options)
+        return begin_sum(tensor)
 
-    def count_message(kind: Any, step: int, numbers: Tensor) -> Any:
+    def count_message(kind: Any, step: int, row: array[float]) -> Any:
         nonlocal sent
-        sent += numbers.nbytes
-        return send(kind, step, numbers)
+        sent += len(row) * row.itemsize
+        return send(kind, step, row)
 
     def count_bucket(state, bucket):  # DDP refuses annotations that are strings
         nonlocal sent
@@ -198,12 +198,12 @@ def count_bytes(name: str, world: World, n_steps: int = 10) -> dict[str, float]:
         return allreduce_hook(state, bucket)
 
     found: dict[str, float] = {}
-    dist.all_reduce, world.agreement._send = count_sum, count_message  # type: ignore
+    world.begin_sum, world.agreement._send = count_sum, count_message  # type: ignore
     try:
         framework(name, world, n_steps, overlaps=True)
         found["ours"] = sent / n_steps
     finally:
-        dist.all_reduce, world.agreement._send = all_reduce, send  # type: ignore
+        world.begin_sum, world.agreement._send = begin_sum, send  # type: ignore
     sent = 0
     model = nn.parallel.DistributedDataParallel(make_model(name))
     model.register_comm_hook(None, count_bucket)

@@ -27,7 +27,9 @@ from base.errors import KindlingError, TrainingError
 from base.system.signals import ENDS_WITH_ERROR
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store, Work
+    from torch.distributed import ProcessGroup, Store
+
+    from base.distributed.links import Links, Pending
 
 PATIENCE_SECONDS = 1.5  # for the other ranks to report themselves after one is lost
 LONG_WAIT = 10  # times the timeout: where one rank may work while the others wait
@@ -68,6 +70,7 @@ FIELDS = (
 )  # fmt: skip
 PLACES = {field: place for place, field in enumerate(FIELDS)}
 MAX_LOSSES = 34  # whose denominators follow the fields
+WIDTH = len(FIELDS) + MAX_LOSSES  # of the row of numbers that a rank sends
 
 
 class RankLostError(TrainingError):
@@ -100,24 +103,26 @@ class PeerError(KindlingError):
 
 
 class Message:
-    """What all ranks sent: ``message["stop"]`` holds the numbers of that field, by rank."""
+    """What all ranks sent: ``message["stop"]`` holds the numbers of that field, by rank.
 
-    def __init__(self, rows: Sequence[Sequence[float]]) -> None:
-        self._rows = rows
+    Args:
+        numbers: the row of each rank, (size * `WIDTH`,).
+    """
 
-    def __getitem__(self, field: str) -> list[float]:
-        place = PLACES[field]
-        return [row[place] for row in self._rows]
+    def __init__(self, numbers: array[float]) -> None:
+        self._numbers = numbers
+
+    def __getitem__(self, field: str) -> array[float]:
+        return self._numbers[PLACES[field] :: WIDTH]
 
     def ranks_with(self, field: str) -> list[int]:
         """Return the ranks for which a field is not 0."""
         return [rank for rank, number in enumerate(self[field]) if number]
 
-    @property
-    def denominators(self) -> list[float]:
-        """The sums of the denominators over all ranks."""
-        rows = (row[len(FIELDS) :] for row in self._rows)
-        return [sum(numbers) for numbers in zip(*rows, strict=True)]
+    def denominators(self, n_losses: int) -> list[float]:
+        """Return the sums of the first denominators over all ranks."""
+        first, end = len(FIELDS), min(len(FIELDS) + n_losses, WIDTH)
+        return [sum(self._numbers[place::WIDTH]) for place in range(first, end)]
 
     @property
     def stop_signal(self) -> int | None:
@@ -135,11 +140,11 @@ class Ticket:
 
     __slots__ = ("kind", "message", "patience", "received", "sent", "step", "work")
 
-    def __init__(self, kind: Kind, step: int, sent: Tensor, size: int) -> None:
+    def __init__(self, kind: Kind, step: int, sent: array[float], size: int) -> None:
         self.kind, self.step, self.sent = kind, step, sent
-        self.received = sent.new_empty(size * sent.numel())
+        self.received = array("d", bytes(8 * size * WIDTH))
         self.patience = 0.0  # in seconds
-        self.work: Work | None = None
+        self.work: Pending | None = None
         self.message: Message | None = None
 
 
@@ -148,14 +153,21 @@ class Agreement:
 
     Args:
         group: the process group of the messages, on the CPU.
+        links: connections that carry them in its place, if all ranks are on one machine.
         store: the key-value store of this attempt.
         timeout: the seconds to wait for a rank in a step.
     """
 
     def __init__(
-        self, rank: int, size: int, group: ProcessGroup, store: Store, timeout: float
+        self,
+        rank: int,
+        size: int,
+        group: ProcessGroup,
+        store: Store,
+        timeout: float,
+        links: Links | None = None,
     ) -> None:
-        self.rank, self.size, self.timeout = rank, size, timeout
+        self.rank, self.size, self.timeout, self.links = rank, size, timeout, links
         self.group, self.store = group, store
         self._pending: deque[Ticket] = deque()
         self._has_failed = False
@@ -169,7 +181,7 @@ class Agreement:
     ) -> Ticket:
         """Send a message without waiting for the others. Fields that are left out are 0."""
         values = {"kind": NUMBERS[kind], "step": step, **values}
-        return self._send(kind, step, _as_tensor(values, denominators))
+        return self._send(kind, step, _row(values, denominators))
 
     def finish(self, ticket: Ticket) -> Message:
         """Wait for a message of all ranks, and for all that were sent before it.
@@ -197,7 +209,7 @@ class Agreement:
         if not self.note_failure(error, text):
             return
         with suppress(KindlingError, RuntimeError):
-            ticket = self._send(Kind.END, 0, _as_tensor({"failed": 1}, ()))
+            ticket = self._send(Kind.END, 0, _row({"failed": 1}, ()))
             if isinstance(error, KeyboardInterrupt):
                 _wait_briefly(ticket)
             else:
@@ -228,7 +240,7 @@ class Agreement:
             values: more fields.
         """
         values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half, **values}
-        return self.finish(self._send(Kind.UPDATE, step, _as_tensor(values, ())))
+        return self.finish(self._send(Kind.UPDATE, step, _row(values, ())))
 
     def failures(self) -> list[PeerError]:
         """Return the failures that other ranks reported."""
@@ -271,14 +283,18 @@ class Agreement:
         lost.reporter = min({*range(self.size)} - {*(absent or [])})
         return lost
 
-    def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
-        ticket = Ticket(kind, step, numbers, self.size)
+    def _send(self, kind: Kind, step: int, row: array[float]) -> Ticket:
+        ticket = Ticket(kind, step, row, self.size)
         is_long = kind in PATIENT or not self._has_begun
         self._has_begun = self._has_begun or kind is Kind.UPDATE
         ticket.patience = self.timeout * (LONG_WAIT if is_long else 1)
-        options = self._options[is_long]
         try:
-            ticket.work = self.group._allgather_base(ticket.received, numbers, options)
+            if self.links is not None:
+                ticket.work = self.links.all_gather(ticket.received, row, ticket.patience)
+            else:
+                sent, received = map(_as_tensor, (row, ticket.received))
+                options = self._options[is_long]
+                ticket.work = self.group._allgather_base(received, sent, options)
         except RuntimeError as error:
             raise self.lost(error, kind.value, step) from error
         self._pending.append(ticket)
@@ -293,7 +309,7 @@ class Agreement:
                 first.work.wait()
             except RuntimeError as error:
                 raise self.lost(error, first.kind.value, first.step, first.patience) from error
-            first.message = Message(first.received.view(self.size, -1).tolist())
+            first.message = Message(first.received)
             if first is not ticket:
                 self._refuse_failure(first, first.message)
         return ticket.message
@@ -363,12 +379,17 @@ def _options(seconds: float) -> Any:
     return options
 
 
-def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Tensor:
-    numbers = array("d", bytes(8 * (len(FIELDS) + MAX_LOSSES)))
+def _row(values: Mapping[str, float], denominators: Sequence[float]) -> array[float]:
+    row = array("d", bytes(8 * WIDTH))
     for field, value in values.items():
-        numbers[PLACES[field]] = value
+        row[PLACES[field]] = value
     for place, value in enumerate(denominators, start=len(FIELDS)):
-        numbers[place] = value
+        row[place] = value
+    return row
+
+
+def _as_tensor(numbers: array[float]) -> Tensor:
+    """Return a view of the memory of numbers."""
     return torch.frombuffer(numbers, dtype=torch.float64)
 
 

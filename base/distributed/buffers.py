@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from base.distributed.agreement import Kind
 from base.distributed.group import World
 
+if TYPE_CHECKING:
+    from base.distributed.links import Pending
+
 
 class Sum(NamedTuple):
     """The changes of buffers of one dtype and device, on their way to their sum."""
 
     names: list[str]
     flat: Tensor
-    work: Any
+    work: Pending
 
 
 class BufferMeans:
@@ -67,7 +70,7 @@ class BufferMeans:
         ]
         assert world.agreement is not None
         ticket = world.agreement.begin(Kind.BUFFERS, step, has_new=bool(new))
-        sums = self._begin_sums({name: buffers[name] for name in self._before}, share)
+        sums = self._begin_sums({name: buffers[name] for name in self._before}, share, world)
         has_new = any(world.agreement.finish(ticket)["has_new"])
         self._finish(sums, buffers, world, step)
         start, self._start = self._start, {}
@@ -78,12 +81,10 @@ class BufferMeans:
             self._before |= {name: start[name] for name in names if name in start}
             self._before |= {name: added[name].detach().clone() for name in later}
             world.broadcast_tensors([self._before[name] for name in later])
-            self._finish(self._begin_sums(added, share), buffers, world, step)
+            self._finish(self._begin_sums(added, share, world), buffers, world, step)
 
-    def _begin_sums(self, buffers: Mapping[str, Tensor], share: float) -> list[Sum]:
+    def _begin_sums(self, buffers: Mapping[str, Tensor], share: float, world: World) -> list[Sum]:
         """Begin to sum the changes of buffers over all ranks."""
-        import torch.distributed as dist
-
         by_kind: dict[tuple[torch.dtype, torch.device], list[str]] = defaultdict(list)
         for name, buffer in buffers.items():
             by_kind[buffer.dtype, buffer.device].append(name)
@@ -91,7 +92,7 @@ class BufferMeans:
         with torch.no_grad():
             for names in by_kind.values():
                 flat = torch.cat([self._change_of(name, buffers[name], share) for name in names])
-                sums.append(Sum(names, flat, dist.all_reduce(flat, async_op=True)))
+                sums.append(Sum(names, flat, world.begin_sum(flat)))
         return sums
 
     def _finish(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from base.distributed.agreement import LONG_WAIT, Agreement, Kind, Message, text_of
+from base.distributed.links import Links, Pending, link
 from base.errors import UsageError
 from base.system.resources import is_out_of_memory
 
@@ -34,6 +35,7 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.agreement: Agreement | None = None
+        self.links: Links | None = None
         self.launch_store: Store | None = None
         """The launcher's store, which remains when the launcher restarts the processes."""
         self.is_active = size > 1
@@ -120,6 +122,22 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def begin_sum(self, tensor: Tensor) -> Pending:
+        """Begin to replace a contiguous tensor by its sum over all ranks.
+
+        All ranks wait for such sums in the order in which they begin.
+        """
+        if self.links is not None and self.links.takes(tensor):
+            return self.links.all_reduce(tensor)
+        import torch.distributed as dist
+
+        work: Pending = dist.all_reduce(tensor, async_op=True)
+        return work
+
+    def sums_when_waited_for(self, tensor: Tensor) -> bool:
+        """Return whether a sum of such a tensor does nothing until its `wait`."""
+        return self.links is not None and self.links.takes(tensor)
+
     def refuse_lost_ranks(self, error: BaseException, step: int) -> None:
         """Translate an error of this rank that another one caused, whose weights are missing.
 
@@ -164,6 +182,8 @@ class World:
             import torch.distributed as dist
 
             self.agreement = None
+            if self.links is not None:
+                self.links.close()
             dist.destroy_process_group()
 
     @property
@@ -220,10 +240,11 @@ def join_processes(timeout: float, device_type: str = "cpu") -> World:
             c10d: Any = dist.distributed_c10d
             shorten = getattr(c10d, "set_timeout", None) or c10d._set_pg_timeout  # torch < 2.14
             shorten(_seconds(timeout))
+        world.links = link(rank, size, group, timeout)
     except (RuntimeError, ValueError) as error:
         text = f"rank {rank} cannot reach the other {size - 1} processes"
         raise UsageError(f"{text}: {str(error).splitlines()[0][:200]}") from error
-    world.agreement = Agreement(rank, size, group, store, timeout)
+    world.agreement = Agreement(rank, size, group, store, timeout, world.links)
     return world
 
 

@@ -17,7 +17,7 @@ from base.distributed.group import World
 from base.errors import TrainingError
 
 if TYPE_CHECKING:
-    from torch.distributed import Work
+    from base.distributed.links import Pending
 
 BUCKET_BYTES = 25 << 20
 FIRST_BYTES = 1 << 20  # of the first bucket, so that its sum begins early
@@ -71,7 +71,7 @@ class GradientSums:
         self._world, self._trained, self._overlaps = world, trained, overlaps
         self._keeps_gradients = keeps_gradients
         self._place = {parameter: place for place, parameter in enumerate(order)}
-        self._rounds = {name: Round() for name in trained}
+        self._rounds = {name: Round(world) for name in trained}
         self._on_way: str | None = None
 
     @contextmanager
@@ -80,7 +80,7 @@ class GradientSums:
         this = self._prepared(name)
         this.n_passes += 1
         is_last = this.n_passes == this.last_pass and this.lead == Round.IN_PASS
-        if not (self._overlaps and is_last and self._on_way is None):
+        if not (self._overlaps and this.overlaps and is_last and self._on_way is None):
             yield
             return
         self._on_way, this.begun_in = name, this.n_passes
@@ -157,8 +157,10 @@ class Round:
 
     AFTER_MESSAGE, BEFORE_MESSAGE, IN_PASS = range(3)
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self._world = world
         self.buckets: list[Bucket] = []
+        self.overlaps = False  # whether a sum can run beside the backward pass
         self.n_passes, self.last_pass = 0, 1  # since the last update; before it
         self.begun_in = 0  # the pass
         self.lead = self.IN_PASS  # how early sums begin
@@ -185,7 +187,10 @@ class Round:
         # Gradients become ready from the last layer to the first.
         order = sorted(self._expected, key=lambda one: place.get(one, -1), reverse=True)
         self.buckets = [Bucket(parameters) for parameters in buckets(order)]
+        self.overlaps = not all(self._world.sums_when_waited_for(b.flat) for b in self.buckets)
         self._divided, self._hooks = now, []
+        if not self.overlaps:
+            return
         for bucket in self.buckets:
             for number, parameter in enumerate(bucket.parameters):
                 note = partial(self._note_ready, bucket, number)
@@ -226,7 +231,7 @@ class Round:
             bucket.gradients = []
 
     def _begin_next(self) -> None:
-        self.buckets[self._n_begun].begin()
+        self.buckets[self._n_begun].begin(self._world)
         self._n_begun += 1
 
     def _note_ready(self, bucket: Bucket, number: int, _: Tensor) -> None:
@@ -251,15 +256,15 @@ class Bucket:
         for parameter in parameters:
             places.append(end)
             end += -(-parameter.numel() // ALIGNED) * ALIGNED
-        self._flat = parameters[0].new_zeros(end + len(parameters), requires_grad=False)
+        self.flat = parameters[0].new_zeros(end + len(parameters), requires_grad=False)
         # As the gradients lie in memory, such as in channels_last.
         layouts = (torch.empty_like(parameter, device="meta") for parameter in parameters)
         self._parts = [
-            self._flat.as_strided(layout.shape, layout.stride(), place)
+            self.flat.as_strided(layout.shape, layout.stride(), place)
             for layout, place in zip(layouts, places, strict=True)
         ]
-        self._reached = self._flat[end:]  # the number of ranks on which there is a gradient
-        self._work: Work | None = None
+        self._reached = self.flat[end:]  # the number of ranks on which there is a gradient
+        self._work: Pending | None = None
         self.gradients: list[Tensor | None] = []  # whose sum has begun
         self._versions: list[int] = []
         self.ready: set[int] = set()  # in this pass
@@ -280,10 +285,8 @@ class Bucket:
             )
         )
 
-    def begin(self) -> None:
+    def begin(self, world: World) -> None:
         """Copy the gradients and begin their sum."""
-        import torch.distributed as dist
-
         self.ready.clear()
         gradients = self.gradients = [parameter.grad for parameter in self.parameters]
         found = [gradient for gradient in gradients if gradient is not None]
@@ -296,18 +299,18 @@ class Bucket:
             if len(found) == len(gradients):
                 torch._foreach_copy_(self._parts, found)
             else:
-                self._flat.zero_()
+                self.flat.zero_()
                 for number, gradient in enumerate(gradients):
                     if gradient is not None:
                         self._parts[number].copy_(gradient)
                         self._reached[number] = 1
-            self._work = dist.all_reduce(self._flat, async_op=True)
+            self._work = world.begin_sum(self.flat)
 
     def wait(self, seconds: float) -> None:
         """Wait for the sum."""
         work, self._work = self._work, None
         assert work is not None
-        if self._flat.device.type == "cpu":
+        if self.flat.device.type == "cpu":
             work.wait(timedelta(seconds=seconds))
         else:  # with a timeout, this would wait for the device
             work.wait()

@@ -168,7 +168,8 @@ class Window:
             return
         assert self.world.agreement is not None
         message = self.world.agreement.finish(ticket)
-        totals = dict(zip(self._names, message.denominators, strict=False))
+        names = self._names
+        totals = dict(zip(names, message.denominators(len(names)), strict=False))
         counted = {
             name: one if one.number is SUM_REDUCTION else one._replace(number=totals[name])
             for name, one in self._whole.counted.items()

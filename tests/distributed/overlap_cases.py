@@ -1,5 +1,7 @@
 """Cases of `GradientSums`, run by two processes: ``torchrun --nproc-per-node 2 overlap_cases.py``.
 
+``overlap_cases.py gloo`` takes gloo in place of the connections between ranks of one machine.
+
 Each case is a step of a trainer: backward passes and updates. It runs on a model, whose gradients
 are summed beside the backward pass, and on its copy, whose gradients are those of one rank and are
 then gathered and added. Rank 0 prints the name of each case that gave the same bits.
@@ -11,6 +13,7 @@ import copy
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,23 +26,32 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from base.distributed import Kind, join_processes, reduction
+from base.distributed.links import Pending
 from base.distributed.reduction import GradientSums
 from base.errors import TrainingError
 from base.system import exit_now
 
 WORLD = join_processes(30.0)
+IS_BESIDE = sys.argv[1:] == ["gloo"]
+"""Whether sums run beside the backward pass; others have nothing to gain from beginning early."""
+assert WORLD.agreement is not None
+assert WORLD.links is not None
+if IS_BESIDE:
+    WORLD.links.close()
+    WORLD.links = WORLD.agreement.links = None
 N_STEPS = 5
 FAILED = 3  # the exit code of rank 0 after all cases
 
 begun: list[bool] = []  # for each sum, whether it began inside a backward pass
 
 
-def all_reduce(tensor: Tensor, async_op: bool = False) -> object:
+def begin_sum(tensor: Tensor) -> Pending:
     begun.append(torch._C._current_graph_task_id() != -1)
-    return original(tensor, async_op=async_op)
+    return original(tensor)
 
 
-original, dist.all_reduce = dist.all_reduce, all_reduce
+original = WORLD.begin_sum
+WORLD.begin_sum = begin_sum  # type: ignore[method-assign]
 
 
 class Network(nn.Module):
@@ -212,7 +224,7 @@ def all_reached() -> None:
         this.backward(loss + this.model.unused(torch.ones(1, 3)).sum())
         this.update()
 
-    assert compare(step) == [[True] * N_BUCKETS] * N_STEPS
+    assert compare(step) == [[IS_BESIDE] * N_BUCKETS] * N_STEPS
     compare(step, keeps=True)
 
 
@@ -228,8 +240,8 @@ def two_passes() -> None:
         return sum((p.sum() for p in this.model.parameters()), start=torch.zeros(()))
 
     first, *later = compare(step)
-    assert len(first) == 2 * N_BUCKETS
-    assert later == [[True] * N_BUCKETS] * (N_STEPS - 1)
+    assert len(first) == (2 if IS_BESIDE else 1) * N_BUCKETS
+    assert later == [[IS_BESIDE] * N_BUCKETS] * (N_STEPS - 1)
 
 
 def sometimes_two_passes() -> None:
@@ -363,7 +375,7 @@ def changed_by_hand() -> None:
         this.update()
 
     first, *later = compare(step)
-    assert len(first) == 2 * N_BUCKETS
+    assert len(first) == (2 if IS_BESIDE else 1) * N_BUCKETS
     assert later == [[False] * N_BUCKETS] * (N_STEPS - 1)
 
 
@@ -404,8 +416,14 @@ def sparse() -> None:
     """Sparse gradients are refused on all ranks."""
     embedding = nn.Embedding(4, 2, sparse=True)
     sums = GradientSums(WORLD, {"main": Part([*embedding.parameters()])})
-    with pytest.raises(TrainingError, match="sparse=False"), sums.overlapped("main"):
-        embedding(torch.tensor([1])).sum().backward()
+
+    def step() -> None:
+        with sums.overlapped("main"):
+            embedding(torch.tensor([1])).sum().backward()
+        sums.begin("main")
+
+    with pytest.raises(TrainingError, match="sparse=False"):
+        step()
 
 
 class LostError(Exception):
@@ -449,7 +467,7 @@ def lost_rank() -> None:
     this, agreement = LossyStep(), WORLD.agreement
     parameters = [*this.model.parameters()]
     assert agreement is not None
-    n_begun = {"before": 0, "in": 1, "after": N_BUCKETS}
+    n_begun = {"before": 0, "in": 1, "after": N_BUCKETS} if IS_BESIDE else Counter[str]()
     for step, where in enumerate(["before", "in", "after", "in", "before"]):
         begun.clear()
         try:

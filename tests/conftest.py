@@ -72,6 +72,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA device")
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Leave the GPU to the next test as it was, whether this one failed or not."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.empty_cache()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_syncs_and_pictures() -> None:
     skip_syncs_and_pictures()

@@ -215,7 +215,7 @@ def hash_rows(rows: Tensor) -> Tensor:
         return torch.zeros(0, dtype=torch.int64)
     values = rows.detach().cpu().reshape(len(rows), -1).contiguous()
     data = values.view(torch.uint8)
-    if data.shape[1] % 8 == 0:
+    if data.shape[1] % 8 == 0 and data.storage_offset() % 8 == 0:
         words = data.view(torch.int64)
     else:
         words = torch.zeros(len(rows), -(-data.shape[1] // 8), dtype=torch.int64)

@@ -362,6 +362,13 @@ def test_the_hash_of_a_row_is_of_all_its_bytes():
     assert hash_rows(words)[0] != hash_rows(words)[1]
 
 
+@pytest.mark.parametrize("n_columns", [8, 5])
+def test_the_hash_of_rows_does_not_depend_on_where_they_begin_in_memory(n_columns: int) -> None:
+    whole = torch.arange(3 * n_columns + 1, dtype=torch.uint8)
+    rows = whole[1:].view(3, n_columns)
+    assert torch.equal(hash_rows(rows), hash_rows(rows.clone()))
+
+
 def test_of_more_bytes_than_the_limit_some_rows_are_hashed(monkeypatch):
     monkeypatch.setattr("base.data.fingerprint.LIMIT", 12 * 6)
     samples = samples_of(BaseDataLoader(InMemoryDataset(INPUTS, LABELS), 4, True, 0, 0))

@@ -121,7 +121,13 @@ class Bench:
         """Print a finding, and write all of them: the machine may be taken away at any time."""
         self.found.append({"section": section, **facts})
         print(json.dumps(self.found[-1], default=str), flush=True)
-        self.out.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
+        self.write()
+
+    def write(self) -> None:
+        """Write all findings, whole: the process may be killed meanwhile."""
+        part = self.out.with_name(f"{self.out.name}.part")
+        part.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
+        part.replace(self.out)
 
     def has_time(self, section: str, case: str) -> bool:
         """Return whether the longest case so far would fit; else note that this one is left out."""
@@ -551,12 +557,14 @@ def run_section(name: str, options: argparse.Namespace, seconds: float, part: Pa
     words = ["--only", name, "--out", part, "--budget", seconds, *["--tiny"] * options.tiny]
     command = [sys.executable, __file__, "--here", *map(str, words)]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    how = "killed, out of time"
     try:
-        how = f"exit code {process.wait(seconds + GRACE_SECONDS)}"
-    except subprocess.TimeoutExpired:
-        how = "killed, out of time"
-        os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            how = f"exit code {process.wait(seconds + GRACE_SECONDS)}"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            process.wait()
     found: list[Any] = json.loads(part.read_text(encoding="utf-8")) if part.exists() else []
     return found if how == "exit code 0" else [*found, {"section": name, "failed": how}]
 
@@ -603,7 +611,7 @@ def main() -> None:
             share = sum(SECONDS[each] for each in sections[place:])
             seconds = max(10.0, bench.left * SECONDS[name] / share - GRACE_SECONDS)
             bench.found += run_section(name, options, seconds, bench.folder / f"{name}.json")
-            bench.out.write_text(json.dumps(bench.found, indent=1, default=str), encoding="utf-8")
+            bench.write()
     finally:
         shutil.rmtree(bench.folder, ignore_errors=True)
 

@@ -19,6 +19,9 @@ CONTAINERS = (list, tuple, Mapping)
 PAIRS = (list, tuple)
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
+STAGED_BYTES = 64 << 10
+"""CUDA takes a smaller copy from any memory into its queue, and returns at once."""
+
 Rules = Mapping[str, Any]
 DEFAULT_RULES: Rules = {"inputs": None, "target": None, "size": None, "ids": False, "weight": None}
 """The default ``batch:`` section of a config."""
@@ -214,6 +217,26 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, CONTAINERS):
         return with_entries(batch, lambda entry: to_device(entry, device))
     return batch
+
+
+def in_pinned_memory(batch: Any) -> Any:
+    """Return a nested batch with its large tensors in pinned memory, as most loaders yield it.
+
+    A copy from other memory is made in parts, each after what was queued before it: the host would
+    wait for the GPU.
+    """
+    if isinstance(batch, Tensor):
+        is_plain = type(batch) is Tensor and batch.is_cpu and batch.layout is torch.strided
+        return batch.pin_memory() if is_plain and batch.nbytes > STAGED_BYTES else batch
+    return with_entries(batch, in_pinned_memory) if isinstance(batch, CONTAINERS) else batch
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; the host does not wait for a copy to a GPU."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    sent: Tensor = in_pinned_memory(tensor).to(device, non_blocking=True)
+    return sent
 
 
 def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:

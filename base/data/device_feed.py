@@ -7,14 +7,10 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from base.data.batch import CONTAINERS, tensors_in, to_device, with_entries
+from base.data.batch import in_pinned_memory, tensors_in, to_device
 from base.errors import OutOfMemoryError
 from base.system.resources import ignored_out_of_memory, is_out_of_memory
-
-STAGED_BYTES = 64 << 10
-"""CUDA takes a smaller copy from any memory into its queue, and returns at once."""
 
 
 class LapClock(Protocol):
@@ -86,18 +82,6 @@ class Copies:
         return self.kind == "cuda" and torch.cuda.current_stream(self.device).query()
 
 
-def pinned(batch: Any) -> Any:
-    """Return a nested batch with its large tensors in pinned memory, as most loaders yield it.
-
-    A copy from other memory is made in parts, each after what was queued before it: the host would
-    wait for the GPU.
-    """
-    if isinstance(batch, Tensor):
-        is_plain = type(batch) is Tensor and batch.is_cpu and batch.layout is torch.strided
-        return batch.pin_memory() if is_plain and batch.nbytes > STAGED_BYTES else batch
-    return with_entries(batch, pinned) if isinstance(batch, CONTAINERS) else batch
-
-
 class CopiesAhead(Copies):
     """Copies batches to a GPU on a separate stream, in parallel with the computation.
 
@@ -112,7 +96,7 @@ class CopiesAhead(Copies):
         # Data that live on the GPU were computed there, on the main stream.
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with ignored_out_of_memory(), torch.cuda.stream(self.stream):
-            return to_device(pinned(batch), self.device), self.stream.record_event()
+            return to_device(in_pinned_memory(batch), self.device), self.stream.record_event()
         return batch, None
 
     def finish(self, copied: Any) -> Any:

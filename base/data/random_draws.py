@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from base.data.batch import send
 from base.system.seeding import derive_seed
 
 
@@ -72,7 +73,7 @@ class Draws:
     def uniform(self, n: int = 1) -> Tensor:
         """Draw ``n`` numbers in [0, 1) per sample: (sample, n) float32, on the device."""
         numbers = self.on_cpu(n)
-        return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
+        return numbers if self.device is None else send(numbers, self.device)
 
     def numbers(self, n: int) -> list[list[float]]:
         """Draw the same as Python numbers, for decisions made on the CPU."""

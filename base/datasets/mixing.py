@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from base.config.durations import RunLength, parse_duration
+from base.data.batch import send
 from base.data.protocols import HasClasses, offered
 from base.data.random_draws import Draws
 from base.errors import BatchError, DataError
@@ -101,7 +102,7 @@ class Mixer:
         partner = torch.empty_like(order)
         partner[order] = order.roll(-1)
         seeds = (derive_seed(seed, name, epoch, index) for index in indices.tolist())
-        partner = partner.to(inputs.device, non_blocking=True)
+        partner = send(partner, inputs.device)
         inputs, shares = self.mix(inputs, partner, _seeded(seeds))
         shares = shares.to(targets.device, targets.dtype, non_blocking=True)
         shares = shares.view(-1, *[1] * (targets.dim() - 1))
@@ -136,7 +137,7 @@ class MixUp(Mixer):
 
     def mix(self, inputs: Tensor, partner: Tensor, drawn: Iterator[Any]) -> tuple[Tensor, Tensor]:
         shares = torch.tensor([each.beta(self.alpha, self.alpha) for each in drawn])
-        shares = shares.to(inputs.device, inputs.dtype, non_blocking=True)
+        shares = send(shares.to(inputs.dtype), inputs.device)
         own = shares.view(-1, *[1] * (inputs.dim() - 1))
         return inputs * own + inputs[partner] * (1 - own), shares
 
@@ -150,7 +151,7 @@ class CutMix(Mixer):
             raise BatchError(f"{text} {tuple(inputs.shape)}")
         height, width = inputs.shape[-2:]
         boxes = torch.tensor([self._box(each, height, width) for each in drawn])
-        top, bottom, left, right = boxes.to(inputs.device, non_blocking=True).T[:, :, None]
+        top, bottom, left, right = send(boxes, inputs.device).T[:, :, None]
         rows = torch.arange(height, device=inputs.device)
         columns = torch.arange(width, device=inputs.device)
         is_row, is_column = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

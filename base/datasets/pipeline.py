@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.checkpoint.data_record import record_of, source_of, use_record
+from base.data.batch import send
 from base.data.protocols import HasClasses, HasImages, HasPlaces, HasTargets, SupportsOrder, offered
 from base.data.random_draws import Draws
 from base.data.reading import find_get_batch
@@ -283,7 +284,7 @@ class TransformedDataset(Dataset[Any]):
             use_decoder(self._decoder)
         places = indices % len(self)
         if self.device is not None:
-            places = places.to(self.device, non_blocking=True)
+            places = send(places, self.device)
         if self._get_batch is not None and not self._gives_lists:
             images, *columns = self._get_batch(places)
         else:

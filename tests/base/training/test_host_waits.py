@@ -57,6 +57,9 @@ dataset: {type: SyntheticDataset, args: {n_samples: 24, shape: [1, 6, 6], n_clas
 LARGE = """data_loader={type: DatasetLoader, args: {batch_size: 4, split: 4, pin_memory: false,
 workers: processes, num_workers: 1, dataset: {type: SyntheticDataset, args: {n_samples: 24,
 shape: [1, 80, 80], n_classes: 3}}}}"""
+SHIFT = "[{type: RandomShift, args: {pixels: 1}}]"
+MANY = """data_loader={type: DatasetLoader, args: {batch_size: 9000, split: 9000, transforms: %s,
+dataset: {type: SyntheticDataset, args: {n_samples: 54000, shape: [1, 2, 2], n_classes: 3}}}}"""
 AUGMENTED = """normalize: auto, transforms: [{type: RandomShift, args: {pixels: 1}}, RandomFlip,
 {type: RandomCutout, args: {pixels: 2}}, {type: RandomCrop, args: {size: 6, padding: 1}}]"""
 
@@ -146,6 +149,9 @@ STEPS = {
     "augmented": [IMAGES, LOADER % AUGMENTED],
     "augmented, read ahead": [IMAGES, LOADER % f"{AUGMENTED}, num_workers: 1"],
     "large data that are not pinned": [IMAGES.replace("36", "6400"), LARGE],
+    "many samples a batch": [IMAGES.replace("36", "4"), MANY % SHIFT],
+    "many samples a batch, MixUp": [IMAGES.replace("36", "4"), MANY % "[MixUp]"],
+    "many samples a batch, CutMix": [IMAGES.replace("36", "4"), MANY % "[CutMix]"],
     "activations recomputed": ["memory.checkpoint_activations=[hidden.*]"],
     "activations offloaded": ["memory.offload_activations=true"],
     "gradients set to zero": ["memory.set_to_none=false"],

@@ -1,13 +1,13 @@
 """How time, memory and files grow with the size of the data, of the model and of a training.
 
-    python benchmarks/growth.py [--only samples,columns] [--quick] [--rounds 2]
+    python benchmarks/growth.py [--only samples,columns] [--quick | --full] [--rounds 2]
 
 Each measurement is a fresh process: an entry script as a user starts it, or a real class of the
 engine. The data are made by the script in a temporary folder, which is removed. The cost of the
 smallest size is subtracted, and the exponent of the rest is fitted (log-log least squares over the
 upper half of the sizes): 1 is linear, 2 quadratic. An increase within the noise counts as flat.
 All axes take about a quarter of an hour. A measurement that takes longer than `--limit` seconds
-ends its row, and is named.
+ends its row, and is named. `--full` adds the sizes that take many minutes each, such as 1e6 steps.
 """
 
 from __future__ import annotations
@@ -56,6 +56,14 @@ class Part(NamedTuple):
     """Makes the data in the folder, in a process of its own; None uses that of the part before."""
     once: bool = False
     """Whether it changes its folder, so that it is measured once."""
+    full: Sequence[int] = ()
+    """Further sizes, with ``--full``."""
+
+    def sizes_of(self, kind: str) -> Sequence[int]:
+        """Return the sizes that are measured: ``quick``, ``usual`` or ``full``."""
+        if kind == "quick":
+            return self.quick
+        return [*self.sizes, *self.full] if kind == "full" else self.sizes
 
 
 class Cost(NamedTuple):
@@ -108,6 +116,18 @@ def make_samples(folder: Path, n: int) -> None:
     )
 
 
+def make_balanced(folder: Path, n: int) -> None:
+    config(
+        folder,
+        "",
+        data_loader=loader(
+            arrays(folder, n),
+            "batch_size: 64, split: {valid: 0.1, stratify: true}, sampling: balanced",
+        ),
+        trainer="{steps: 1, valid_batches: 1, report: false}",
+    )
+
+
 def make_columns(folder: Path, n: int) -> None:
     """Write a table of 100 rows with n columns of numbers, and one of classes."""
     rng = random.Random(0)
@@ -131,6 +151,32 @@ def make_classes(folder: Path, n: int) -> None:
         data_loader=loader(arrays(folder, 256, n_classes=n), "batch_size: 64, split: 64"),
         metrics="[accuracy, F1, Precision, Recall]",
     )
+
+
+def make_other_metrics(folder: Path, n: int) -> None:
+    """Write a config with metrics of each class, and two that rank samples."""
+    make_classes(folder, n)
+    text = (folder / "g.yaml").read_text()
+    metrics = "[{type: top_k_accuracy, args: {k: 3}}, IoU, Dice, AUROC, AveragePrecision]"
+    (folder / "g.yaml").write_text(text.replace("[accuracy, F1, Precision, Recall]", metrics))
+
+
+def make_outputs(folder: Path, n: int) -> None:
+    """Train a model with n outputs, and write a few samples to predict."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    np.save(folder / "x.npy", rng.random((256, 4), dtype=np.float32))
+    np.save(folder / "y.npy", rng.random((256, n), dtype=np.float32))
+    config(
+        folder,
+        "{type: ArrayFileDataset, args: {inputs: x.npy, targets: y.npy}}",
+        model=f"{{type: MLP, args: {{n_inputs: 4, hidden: [8], n_outputs: {n}}}}}",
+        loss="mse_loss",
+        metrics="[]",
+    )
+    run_now(folder, train())
+    np.save(folder / "new.npy", rng.random((20, 4), dtype=np.float32))
 
 
 def make_parameters(folder: Path, n: int) -> None:
@@ -349,6 +395,27 @@ def new_run_folder(folder: Path, n: int) -> None:
         create_run_folder(folder / "saved", "g")
 
 
+def newest_of_job(folder: Path, n: int) -> None:
+    """Find the run of a job, as ``-r auto`` does, after all runs were listed once."""
+    from base.system.run_folder import find_newest_run
+
+    for _ in range(2):
+        assert find_newest_run(folder / "saved", "g", "4711") is not None
+
+
+def record_trials(folder: Path, n: int) -> None:
+    """Record the start and the end of n trials, as a sweep does that draws each one."""
+    from base.sweeps.record import Plan, Sweep, TrialRecord
+
+    sweep = Sweep(folder, Plan("g.yaml", [], ["optimizer.args.lr=1..2"], samples=n))
+    for number in range(1, n + 1):
+        trial = TrialRecord(number, {"optimizer.args.lr": f"{number / n:.4f}"}, "running")
+        sweep.trials.append(trial)
+        sweep.note(trial)
+        trial.state, trial.value, trial.epoch = "finished", number / n, 3
+        sweep.note(trial)
+
+
 def save_checkpoint(folder: Path, n: int) -> None:
     """Save one more checkpoint than are kept."""
     import torch
@@ -414,6 +481,8 @@ PARTS = (
     Part("samples", "first step", SAMPLES, (100, 10_000, 100_000), same(*train()), make_samples),
     Part("samples", "resume in the epoch", SAMPLES, (100, 10_000, 100_000),
          same(*resume("--set", "trainer.steps=2")), once=True),
+    Part("balanced samples", "first step", SAMPLES, (100, 10_000, 100_000), same(*train()),
+         make_balanced),
     Part("predictions", "report", SAMPLES[:4], (100, 1_000, 10_000),
          same(*train()), make_predictions),
     Part("files", "first step, folder", FILES, QUICK, same(*train("folder.yaml")), make_images),
@@ -430,6 +499,9 @@ PARTS = (
          same(*train()), make_columns),
     Part("classes", "training, validation, metrics", CLASSES, QUICK,
          same(*train()), make_classes),
+    Part("classes", "IoU, Dice, top-k, AUROC", CLASSES[:5], QUICK, same(*train()),
+         make_other_metrics),
+    Part("outputs", "predict.py", THOUSANDS, QUICK, same(*predict("new.npy")), make_outputs),
     Part("parameters", "first step", THOUSANDS, QUICK, same(*train()), make_parameters),
     Part("parameters", "resume", THOUSANDS, QUICK, same(*resume("--set", "trainer.steps=2")),
          once=True),
@@ -440,12 +512,14 @@ PARTS = (
     Part("keys", "--print-config", THOUSANDS, QUICK, same(*train("g.yaml", "--print-config")),
          make_keys),
     Part("steps", "training, each logged", (100, 1_000, 10_000, 30_000), QUICK,
-         same(*train()), make_steps),
+         same(*train()), make_steps, full=(100_000, 1_000_000)),
     Part("logged steps", "TensorBoard, log.txt", SAMPLES[:4], QUICK, action("log_steps"),
          make_nothing, once=True),
-    Part("epochs", "training", (10, 100, 300, 1_000), (2, 10, 20), same(*train()), make_epochs),
+    Part("epochs", "training", (10, 100, 300, 1_000), (2, 10, 20), same(*train()), make_epochs,
+         full=(10_000, 100_000)),
     Part("epochs", "resume", (10, 100, 300, 1_000), (2, 10, 20),
-         lambda folder, n: resume("--set", f"trainer.epochs={n + 1}"), once=True),
+         lambda folder, n: resume("--set", f"trainer.epochs={n + 1}"), once=True,
+         full=(10_000, 100_000)),
     Part("logged epochs", "metrics.csv, repair", (100, 1_000, 10_000, 30_000, 100_000), QUICK,
          action("log_epochs"), make_nothing, once=True),
     Part("logged epochs", "report", (100, 1_000, 10_000, 30_000, 100_000), QUICK,
@@ -453,8 +527,11 @@ PARTS = (
     Part("checkpoints", "save, all kept", THOUSANDS, QUICK, action("save_checkpoint"),
          make_checkpoints, once=True),
     Part("runs", "newest run", RUNS, (5, 50, 200), same(*resume("--print-config")), make_runs),
+    Part("runs", "newest run of a job", RUNS, (5, 50, 200), action("newest_of_job")),
     Part("runs", "list", RUNS, (5, 50, 200), same("-m", "base.runs", "saved")),
     Part("runs", "new folder, 5 times", RUNS, (5, 50, 200), action("new_run_folder"), once=True),
+    Part("recorded trials", "sweep.json", (100, 1_000, 3_000, 10_000), (10, 100, 300),
+         action("record_trials"), make_nothing, once=True),
     Part("trials", "plan (--dry-run)", (10, 100, 300, 1_000), (5, 20, 50),
          lambda folder, n: train("g.yaml", "--sweep", sweep_of(n), "--dry-run"), make_trials),
     Part("trials", "table and picture", (10, 100, 300, 1_000), (5, 20, 50),
@@ -504,20 +581,20 @@ def bytes_in(folder: Path) -> int:
 
 
 def measure(
-    parts: Sequence[Part], where: Path, is_quick: bool, rounds: int, limit: float
+    parts: Sequence[Part], where: Path, kind: str, rounds: int, limit: float
 ) -> dict[Part, dict[int, list[Cost]]]:
     """Return the costs of each part by size. The parts of an axis share the data of a size."""
     costs: dict[Part, dict[int, list[Cost]]] = {part: {} for part in parts}
     for axis in dict.fromkeys(part.axis for part in parts):
         group = [part for part in parts if part.axis == axis]
         ended: set[Part] = set()
-        for n in sorted({n for part in group for n in (part.quick if is_quick else part.sizes)}):
+        for n in sorted({n for part in group for n in part.sizes_of(kind)}):
             folder = where / "data"
             folder.mkdir()
             for part in group:
                 if part.make is not None:
                     call(part.make, folder, n)
-                if part in ended or n not in (part.quick if is_quick else part.sizes):
+                if part in ended or n not in part.sizes_of(kind):
                     continue
                 found = several(part, folder, n, rounds, limit)
                 if found:
@@ -569,7 +646,7 @@ def exponent(sizes: Sequence[int], values: Sequence[float], noise: float) -> flo
     return sum((x - x_mean) * y for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
 
 
-def table(costs: dict[Part, dict[int, list[Cost]]], limit: float, is_quick: bool) -> list[str]:
+def table(costs: dict[Part, dict[int, list[Cost]]], limit: float, kind: str) -> list[str]:
     """Return the lines of a markdown table, and a verdict for each row."""
     lines = [
         "| axis | what | sizes | seconds (spread) | power | peak MB | power | kB written | power |",
@@ -592,7 +669,7 @@ def table(costs: dict[Part, dict[int, list[Cost]]], limit: float, is_quick: bool
         lines.append(f"| {' | '.join(cells)} |")
         name = f"{part.axis}, {part.name}"
         verdicts += [f"above linear: {name}: {', '.join(above)}"] if above else []
-        missing = [n for n in (part.quick if is_quick else part.sizes) if n not in by_size]
+        missing = [n for n in part.sizes_of(kind) if n not in by_size]
         verdicts += [f"beyond {limit:.0f} s: {name}: {short(missing[0])}"] if missing else []
     return [*lines, "", *(verdicts or ["nothing above linear"])]
 
@@ -625,7 +702,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     axes = list(dict.fromkeys(part.axis for part in PARTS))
     parser.add_argument("--only", help=f"axes, with commas between: {','.join(axes)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes: three minutes in all")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="small sizes: three minutes in all")
+    sizes.add_argument("--full", action="store_true", help="also the sizes that take many minutes")
     parser.add_argument("--rounds", type=int, default=2, help="of measurements under a few seconds")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one measurement")
     parser.add_argument(
@@ -643,11 +722,12 @@ def main() -> None:
         parser.error(f"--only: no axis {', '.join(sorted(unknown))}; there are {', '.join(axes)}")
     parts = [part for part in PARTS if part.axis in wanted]
     rounds = 1 if options.quick else options.rounds
+    kind = "quick" if options.quick else "full" if options.full else "usual"
     print(f"{versions()}; load {os.getloadavg()[0]:.1f}", flush=True)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="growth-") as where:
-        costs = measure(parts, Path(where), options.quick, rounds, options.limit)
-    print("\n" + "\n".join(table(costs, options.limit, options.quick)))
+        costs = measure(parts, Path(where), kind, rounds, options.limit)
+    print("\n" + "\n".join(table(costs, options.limit, kind)))
     print(f"{time.perf_counter() - begin:.0f} s in all; load {os.getloadavg()[0]:.1f}")
 
 

@@ -47,14 +47,14 @@ def test_an_increase_within_the_noise_is_flat() -> None:
 def test_the_table_names_what_grows_above_linear() -> None:
     part = growth.PARTS[0]
     square = {n: [growth.Cost(1.0 + (n / 1e3) ** 2, 100.0, n / 1e3)] for n in part.sizes}
-    lines = growth.table({part: square}, 120.0, is_quick=False)
+    lines = growth.table({part: square}, 120.0, kind="usual")
     assert lines[-1] == f"above linear: {part.axis}, {part.name}: time 2.00"
     line = {n: [growth.Cost(1.0 + n / 1e3, 100.0, n / 1e3)] for n in part.sizes}
-    assert growth.table({part: line}, 120.0, is_quick=False)[-1] == "nothing above linear"
+    assert growth.table({part: line}, 120.0, kind="usual")[-1] == "nothing above linear"
 
 
 def test_a_size_that_was_not_reached_is_named() -> None:
     part = growth.PARTS[0]
     costs = {n: [growth.Cost(1.0, 100.0, 1.0)] for n in part.sizes[:-1]}
-    last = growth.table({part: costs}, 120.0, is_quick=False)[-1]
+    last = growth.table({part: costs}, 120.0, kind="usual")[-1]
     assert last == f"beyond 120 s: {part.axis}, {part.name}: {growth.short(part.sizes[-1])}"

@@ -1,13 +1,16 @@
-"""How long training waits for a checkpoint, and how long until it is on the disk.
+"""How long training waits for a checkpoint, how long until it is on the disk, and what it delays.
 
-    python benchmarks/checkpoint.py [--rounds 7] [--model resnet50] [--folder FOLDER]
+    python benchmarks/checkpoint.py [--rounds 7] [--steps 10] [--model resnet50] [--folder FOLDER]
 
 The state is that of a torchvision model and its Adam after one step: 307 MB for ResNet-50. All ways
 of saving take turns, A B C A B C ..., each on a disk that has nothing left to write; the first
 round, in which buffers are allocated, is left out. Ours are the saves of the trainer, with its look
 whether the weights are finite: hashed, synced and renamed. DCP is torch.distributed.checkpoint, in
-one process; it syncs its files too. What is in the folder's file system is what is measured: give
-`--folder` where your runs lie.
+one process; it syncs its files too. A save in the background competes with the training for the
+cores, so the last table compares steps of training (two threads, eight images of 64 x 64) after a
+save with the same steps without one: the delay is what a save costs in all. The steps have to take
+longer than the write. What is in the folder's file system is what is measured: give `--folder`
+where your runs lie.
 """
 
 from __future__ import annotations
@@ -59,9 +62,15 @@ class Training:
         for parameter in self.model.parameters():
             parameter.grad = torch.randn_like(parameter)
         self.optimizer.step()
+        self.images = torch.randn(8, 3, 64, 64)
 
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def step(self) -> None:
+        self.model(self.images).square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def look(self) -> None:
         assert first_nonfinite(self.model.named_parameters()) is None
@@ -191,6 +200,42 @@ def measure(ways: dict[str, Way], rounds: int) -> dict[str, list[tuple[float, fl
     return taken
 
 
+def measure_delays(
+    training: Training, ways: dict[str, Way], n_steps: int, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Return how much later training ends with a save, and the CPU time of it, by round (ms)."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        without: tuple[float, float] | None = None
+        for name, way in {"": lambda: None, **ways}.items():
+            if hasattr(os, "sync"):
+                os.sync()
+            training.step()  # the caches are those of training
+            begin, cpu_begin = time.perf_counter(), time.process_time()
+            wait = way()
+            for _ in range(n_steps):
+                training.step()
+            whole = (time.perf_counter() - begin) * 1e3
+            if wait is not None:
+                wait()
+            cpu = (time.process_time() - cpu_begin) * 1e3
+            if without is None:
+                without = whole, cpu
+            elif number:
+                taken[name].append((whole - without[0], cpu - without[1]))
+    return taken
+
+
+def report_delays(taken: dict[str, list[tuple[float, float]]]) -> None:
+    plain = statistics.median(delay for delay, _ in taken[PLAIN])
+    print(f"{'':28}{'delay, ms':>10}{'range':>14}{'/ torch.save':>14}{'CPU, ms':>10}")
+    for name, values in taken.items():
+        delays = [delay for delay, _ in values]
+        delay, cpu = statistics.median(delays), statistics.median(cpu for _, cpu in values)
+        spread = f"{min(delays):.0f} to {max(delays):.0f}"
+        print(f"{name:28}{delay:10.0f}{spread:>14}{delay / plain:14.2f}{cpu:10.0f}")
+
+
 def report(taken: dict[str, list[tuple[float, float]]], sizes: dict[str, int]) -> None:
     """Print how long each makes training wait, and how long it takes."""
     print(f"{'':28}{'waits, ms':>10}{'range':>14}{'/ torch.save':>14}{'/ with fsync':>14}"
@@ -215,6 +260,7 @@ def report(taken: dict[str, list[tuple[float, float]]], sizes: dict[str, int]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=10, help="of training after each save")
     parser.add_argument("--model", default="resnet50", help="one of torchvision's")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; by default /tmp")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
@@ -257,6 +303,10 @@ def main() -> None:
             taken = [wait for wait, _ in values]
             spread = f"{min(taken):.0f}-{max(taken):.0f}"
             print(f"{name:28}{statistics.median(taken):10.1f}{spread:>14}")
+        if options.steps:
+            print(f"{options.steps} steps of training after a save, above those without one")
+            delaying = {name: ways[name][0] for name in (PLAIN, SAFE, OURS, BESIDE)}
+            report_delays(measure_delays(training, delaying, options.steps, options.rounds))
         torch.distributed.destroy_process_group()
         shutil.rmtree(folder / "dcp", ignore_errors=True)
 

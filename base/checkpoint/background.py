@@ -75,6 +75,7 @@ class Snapshot:
         self._devices: set[torch.device] = set()  # with copies to wait for
         self._pairs: list[tuple[Tensor, Tensor]] = []  # (buffer, tensor to copy into it)
 
+    @torch.no_grad()
     def take(self, state: Any) -> Any:
         """Return the state with copies of its tensors, which are valid until the next call."""
         self._copied, self._pairs, self._devices = {}, [], set()
@@ -115,7 +116,7 @@ class Snapshot:
             is_whole = storage.nbytes() == tensor.nbytes == buffer.nbytes
             if is_whole and _is_alike(view, tensor):
                 self._copied[key] = buffer  # what follows, without its 20 us
-                self._queue(view, tensor.detach())
+                self._queue(view, tensor)
                 return view
         if key not in self._copied:
             content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)

@@ -86,7 +86,9 @@ def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tenso
     if type(tensor) not in (Tensor, nn.Parameter) or unsupported:
         kind = f"a {unsupported} tensor" if unsupported else type(tensor).__qualname__
         raise CheckpointError(f"{where}: {kind} cannot be saved: convert it to a plain tensor")
-    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
     if tensor.layout is not torch.strided:
         return tensor
     # A view would save the whole storage; an expanded tensor would be refused as an attack.

@@ -252,8 +252,9 @@ def _check_tensor(tensor: Tensor, storages: dict[int, int]) -> None:
 
 def unsupported_kind(tensor: Tensor) -> str:
     """Return "meta", "quantized" or "nested" for tensors that are not saved or loaded; else ""."""
-    kinds = ("meta", "quantized", "nested")
-    return next((kind for kind in kinds if getattr(tensor, f"is_{kind}")), "")
+    if not (tensor.is_meta or tensor.is_quantized or tensor.is_nested):
+        return ""
+    return "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "nested"
 
 
 def _parts(tensor: Tensor) -> Sequence[Tensor]:

@@ -138,6 +138,16 @@ def test_the_memory_of_a_copy_is_used_again_and_follows_the_state():
     assert len(snapshot._buffers) == 1
 
 
+def test_a_copy_of_parameters_is_outside_their_graph():
+    weight = nn.Parameter(torch.ones(3))
+    snapshot = Snapshot()
+    for value in (1.0, 2.0):  # the second copy goes into the memory of the first
+        weight.data.fill_(value)
+        copied = snapshot.take({"weight": weight})["weight"]
+        assert copied.tolist() == [value] * 3
+        assert not copied.requires_grad
+
+
 ADAM = "optimizer={type: Adam, args: {lr: 0.01}}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 from base.distributed.agreement import Kind, Message
 from base.distributed.group import World
 from base.errors import TrainingError
+from base.system.contexts import NO_CONTEXT
 
 if TYPE_CHECKING:
     from base.distributed.links import Pending
@@ -74,15 +75,20 @@ class GradientSums:
         self._rounds = {name: Round(world) for name in trained}
         self._on_way: str | None = None
 
-    @contextmanager
-    def overlapped(self, name: str) -> Iterator[None]:
-        """Begin the sums of an optimizer in the backward pass of this block, if it is the last."""
+    def overlapped(self, name: str) -> AbstractContextManager[None]:
+        """Return the context of a backward pass in which the sums of an optimizer may begin.
+
+        They begin in the last pass, if a sum can run beside it.
+        """
         this = self._prepared(name)
         this.n_passes += 1
         is_last = this.n_passes == this.last_pass and this.lead == Round.IN_PASS
         if not (self._overlaps and this.overlaps and is_last and self._on_way is None):
-            yield
-            return
+            return NO_CONTEXT
+        return self._begun_in_pass(name, this)
+
+    @contextmanager
+    def _begun_in_pass(self, name: str, this: Round) -> Iterator[None]:
         self._on_way, this.begun_in = name, this.n_passes
         this.is_in_pass = True
         try:

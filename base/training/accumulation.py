@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -352,6 +353,11 @@ def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: in
 
 def _scale(term: Tensor, share: Any) -> Tensor:
     """Return a share of a mean; 0 for an empty part, whose mean is 0/0."""
+    # As a number, a share takes one operation; the result has the same bits.
+    if isinstance(share, Tensor) and share.is_cpu and share.dtype == term.dtype:
+        number = float(share)
+        is_plain = number != 0 and math.isfinite(number) and not share.requires_grad
+        share = number if is_plain else share
     if not isinstance(share, Tensor):
         return term * float(share) if share else term.nan_to_num() * 0.0
     share = share.to(term.device, non_blocking=True)

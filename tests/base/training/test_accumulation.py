@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from base.config.durations import RunLength
 from base.data.batch import DEFAULT_RULES, SampleCount
-from base.training.accumulation import Every, Window
+from base.training.accumulation import Every, Window, _scale
 
 
 def window_of(accumulate: int, first: int, n_batches: int) -> Window:
@@ -112,3 +112,24 @@ def test_a_clock_that_is_set_changes_nothing(jump: float, monkeypatch: pytest.Mo
     clocks.seconds += 1
     assert every.is_due_at_step(2)
     assert not every.is_due_at_step(3)
+
+
+@given(
+    value=st.floats(0.125, 1024, width=32),
+    count=st.integers(1, 1 << 26),
+    whole=st.integers(1, 1 << 26),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_a_share_of_a_loss_has_the_bits_of_a_tensor_times_a_tensor(
+    value: float, count: int, whole: int, dtype: torch.dtype
+) -> None:
+    share = torch.tensor(count) / float(whole)
+    losses = [torch.tensor(value, dtype=dtype, requires_grad=True) for _ in range(2)]
+    found, expected = _scale(losses[0], share), losses[1] * share
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+    found.backward()
+    expected.backward()
+    assert losses[0].grad is not None
+    assert losses[1].grad is not None
+    assert torch.equal(losses[0].grad, losses[1].grad)

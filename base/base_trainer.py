@@ -488,7 +488,7 @@ class BaseTrainer:
         is_plain = self._has_plain_passes and not (
             self.window.is_shared or self.capture.is_recording
         )
-        if is_plain and isinstance(loss, Tensor):  # the common case
+        if is_plain and isinstance(loss, Tensor) and not loss.dim():  # the common case
             self.recovery.watch(loss)
             loss.backward(inputs=inputs, retain_graph=retain_graph)
             self.recovery.refuse_nonfinite()

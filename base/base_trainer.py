@@ -492,7 +492,8 @@ class BaseTrainer:
         """
         is_plain = self._has_plain_passes and len(self.steppers) == 1 and only is None
         is_partial = self.window.is_shared or self.capture.is_recording
-        if is_plain and not is_partial and isinstance(loss, Tensor):  # the common case
+        is_common = is_plain and not is_partial
+        if is_common and isinstance(loss, Tensor) and not loss.dim():
             self.finite.watch(loss, self.recovery.loss_facts)
             loss.backward(retain_graph=retain_graph)
             self.recovery.refuse_nonfinite()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,15 +74,23 @@ def backward_passes(loss: Any, is_separate: bool) -> list[Tensor]:
     Args:
         loss: a tensor, a loss of several terms, or a sequence of these.
         is_separate: whether each term of a sum of weighted losses has its own backward pass.
+
+    Raises:
+        TrainingError: one of them is not a tensor of one number.
     """
     if isinstance(loss, Tensor):
         terms = terms_of(loss) if is_separate else None
-        if terms is None:
-            return [loss]
-        return [term for term in terms.values() if term.requires_grad] or [loss]
-    if is_of_terms(loss):
-        return [with_total(loss, {})["loss"]]
-    return [with_total(each, {})["loss"] if is_of_terms(each) else each for each in loss]
+        if terms is not None:
+            return [term for term in terms.values() if term.requires_grad] or [loss]
+    is_one = isinstance(loss, Tensor) or is_of_terms(loss) or not isinstance(loss, Iterable)
+    losses = [loss] if is_one else loss
+    passes = [with_total(each, {})["loss"] if is_of_terms(each) else each for each in losses]
+    for each in passes:
+        if not isinstance(each, Tensor) or each.numel() != 1:
+            found = f"shape {describe(each)}" if isinstance(each, Tensor) else repr(each)
+            text = f"`self.backward` takes a loss, a tensor of one number, not {found}"
+            raise TrainingError(f"{text}: reduce it, for example with `.mean()`, without `.item()`")
+    return passes
 
 
 class StepValues:
@@ -116,16 +124,17 @@ class StepValues:
         self.values, self.means = {}, []
         if set(map(type, values.values())) != {Tensor}:  # a loss of terms is a nested dict
             values = _without_groups(values)
-        for name, value in values.items():
+        for key, value in values.items():
+            name = str(key)
             self.values[name] = part = value.detach() if isinstance(value, Tensor) else value
             if keep_sample_losses and name == "loss":
                 self.sample_losses_of = sample_losses_of(value)
             if (terms := terms_of(value)) is None:
                 self.means.append((name, part, _count(value, n_samples)))
                 continue
-            for key, term in terms.items():
+            for term_name, term in terms.items():
                 count = _count(term, n_samples)
-                self.means.append((f"{name}{TERM}{key}", term.detach(), count))
+                self.means.append((f"{name}{TERM}{term_name}", term.detach(), count))
 
     def add_to(self, meters: Meters) -> None:
         """Add the values to running means.

@@ -207,3 +207,52 @@ def test_a_value_that_is_not_a_number_is_named(value: Any, shown: str, accumulat
     trainer = make(f"memory.accumulate={accumulate}", trainer=Logs)
     with pytest.raises(TrainingError, match=f"the value 'extra' of a step is {shown}, not one"):
         train_in(trainer)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (lambda losses: losses, r"shape \(4,\)"),
+        (lambda losses: losses.mean().item(), r"\d\.\d+"),
+        (lambda losses: None, "None"),
+        (lambda losses: [losses.mean(), losses], r"shape \(4,\)"),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_no_loss_is_refused_by_backward(given: Any, shown: str, accumulate: int) -> None:
+    class Own(Trainer):
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            losses = self.forward(batch).square().mean(dim=1)
+            self.backward(given(losses))
+            self.update()
+            return {"loss": losses.mean()}
+
+    trainer = make(f"memory.accumulate={accumulate}", trainer=Own)
+    with pytest.raises(TrainingError, match=f"takes a loss, a tensor of one number, not {shown}:"):
+        train_in(trainer)
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, iter, lambda losses: dict(enumerate(losses)).values()]
+)
+def test_any_iterable_of_losses_is_passed_backward(kind: Any) -> None:
+    trainer = make()
+    trainer.model.zero_grad()
+    total = trainer.model(torch.ones(1, 1, 1, 5)).sum()
+    trainer.backward(kind([total, 2 * total]))
+    found = [p.grad.clone() for p in trainer.model.parameters()]
+    expected = torch.autograd.grad(
+        3 * trainer.model(torch.ones(1, 1, 1, 5)).sum(), list(trainer.model.parameters())
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_values_may_be_named_by_numbers() -> None:
+    class Stages(Trainer):
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            values = super().train_step(batch)
+            return {**values, 1: values["loss"].detach() * 2}
+
+    values = train_in(make(trainer=Stages))
+    assert values["train/1"] == pytest.approx(2 * values["train/loss"])

@@ -179,6 +179,7 @@ def layer(section: Any) -> Any:
 
     sys.path.insert(0, str(ROOT))
     from base.network import layers as ours
+    from model import layers as shipped
 
     if isinstance(section, str):
         section = {"type": section}
@@ -189,7 +190,8 @@ def layer(section: Any) -> Any:
         else value
         for key, value in args.items()
     }
-    kind = getattr(ours, section["type"], None) or getattr(nn, section["type"])
+    places = (ours, shipped, nn)
+    kind = next(getattr(x, section["type"]) for x in places if hasattr(x, section["type"]))
     return kind(**built)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,52 @@ class PatchWhitening(LazyModuleMixin, nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return F.conv2d(images, self.weight, padding=self.kernel_size // 2)
+
+
+class CosineFilters(nn.Conv2d):
+    """A first convolution with fixed filters: cosine waves, as in JPEG, and their negatives.
+
+    It is not trained, so the backward pass ends above it: neither its weights nor its input need a
+    gradient. A filter has u and v half waves in height and width, the lowest u + v first, and is
+    scaled by (u + 1)(v + 1), because images have less contrast at higher frequencies. Behind a
+    ReLU, a wave and its negative keep an edge of either sign. An `init:` rule must not match it.
+
+    Args:
+        n_out: the filters of each channel, an even number; half of them are negatives.
+        channels: of the images. Each is filtered separately, for ``channels * n_out`` outputs.
+    """
+
+    def __init__(
+        self,
+        n_out: int = 16,
+        kernel_size: int = 4,
+        stride: int = 2,
+        padding: int = 1,
+        channels: int = 1,
+    ) -> None:
+        most = 2 * kernel_size**2
+        if n_out % 2 or not 2 <= n_out <= most:
+            raise ValueError(f"n_out is {n_out}: give an even number from 2 to {most}")
+        size = (kernel_size, stride, padding)
+        super().__init__(channels, channels * n_out, *size, groups=channels, bias=False)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the filters, which need no random numbers."""
+        n_waves = self.out_channels // self.in_channels // 2
+        waves = _cosine_waves(n_waves, self.kernel_size[0])
+        filters = torch.cat([waves, -waves]).repeat(self.in_channels, 1, 1)
+        self.weight.copy_(filters[:, None])
+
+
+def _cosine_waves(n: int, size: int) -> Tensor:
+    """Return the n lowest two-dimensional cosine waves (n, size, size), scaled by frequency."""
+    places = torch.arange(size) + 0.5
+    waves = torch.stack([torch.cos(math.pi / size * u * places) for u in range(size)])
+    waves *= (torch.arange(size) + 1)[:, None] / waves.norm(dim=1, keepdim=True)
+    pairs = sorted(((u, v) for u in range(size) for v in range(size)), key=lambda uv: (sum(uv), uv))
+    return torch.stack([torch.outer(waves[u], waves[v]) for u, v in pairs[:n]]) / size
 
 
 def check_images(

@@ -84,7 +84,7 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(
             check_next_save(store)
         if not was_killed:
             break
-    assert at > trials.count(12, 60)
+    assert at > trials.count(12, 50)
 
 
 def killed_at(store: CheckpointStore, at: int, every: int) -> bool:

@@ -28,11 +28,16 @@ class LayerOrder(NamedTuple):
     def text(self) -> str:
         """Return a description for the header of a run."""
         names = [_common_name(layer) for layer in self.layers]
-        for number, name in enumerate(names):  # a name that another layer is a part of, too
+        n = len(names)
+        shown = []
+        for number in [0, 1, 2, n - 1] if n > 4 else range(n):
+            name = names[number]
+            # a name that another layer is a part of, too
             if any(f"{other}.".startswith(f"{name}.") for other in names if other != name):
-                names[number] = self.layers[number][0].rpartition(".")[0] or name
-        shown = ", ".join([*names[:3], "...", names[-1]] if len(names) > 4 else names)
-        return f"{len(names)}, by {self.source}: {shown}"
+                name = self.layers[number][0].rpartition(".")[0] or name
+            shown.append(name)
+        shown[3:3] = ["..."] if n > 4 else []
+        return f"{n}, by {self.source}: {', '.join(shown)}"
 
 
 def layer_order(model: nn.Module, claimed: Collection[str]) -> LayerOrder:

@@ -49,11 +49,11 @@ class Meters:
             count = 1
         if self._is_on_cpu:  # reading a tensor on the CPU does not synchronize
             if isinstance(count, Tensor) and count.is_cpu:
-                count = float(count)
+                count = float(count.item())
             if isinstance(value, Tensor) and value.is_cpu:
                 if value.dim():
                     _refuse_many(name, value)
-                value = float(value)
+                value = value.item()
         if isinstance(count, Tensor):
             count = self._add_count(name, count)
         else:

@@ -733,6 +733,7 @@ def test_nothing_waits_for_the_device_in_a_step(k: int, monkeypatch: pytest.Monk
     # On the CPU it looks at once.
     monkeypatch.setattr(trainer.finite, "watch", lambda loss, _: watched.append(loss))
     monkeypatch.setattr(trainer, "meters", Meters("meta"))  # on the CPU they look at once as well
+    monkeypatch.setattr("base.training.accumulation._scale", lambda term, share: term * share)
     monkeypatch.setattr("base.base_trainer.summarise", lambda *_: {})
     with Waits() as waits:
         float(torch.ones(()))

@@ -7,6 +7,7 @@ and its hashes are verified before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -236,8 +237,9 @@ class CheckpointStore:
         self.removal.start(self._empty_trash)
 
     def _empty_trash(self) -> None:
-        for path in self.folder.glob(".trash-*"):
-            remove_if_possible(path)
+        with contextlib.suppress(OSError):  # a folder that is gone: the next save reports it
+            for path in self.folder.glob(".trash-*"):
+                remove_if_possible(path)
 
     def _prune(self, saved: Path) -> None:
         """Remove all but the newest `keep` valid checkpoints, the best, this and protected ones."""

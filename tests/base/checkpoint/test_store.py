@@ -399,6 +399,14 @@ def test_what_a_failed_removal_left_is_removed_with_the_next(store, monkeypatch)
     assert names(store) == {f"step-0000000{step}" for step in (3, 4, 5)}
 
 
+def test_a_folder_that_is_gone_is_no_error_of_the_removal(store):
+    save(store, 1)
+    store.wait()
+    store.folder.rename(store.folder.with_name("elsewhere"))
+    store.removal.start(store._empty_trash)
+    store.wait()  # raises nothing
+
+
 def test_damaged_checkpoints_do_not_count_as_kept(store):
     for step in (1, 2, 3):
         path = save(store, step)

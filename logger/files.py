@@ -51,21 +51,11 @@ def read_file(path: Path | str) -> bytes:
         return file.read()
 
 
-def append(path: Path, content: bytes) -> None:
+def append(path: Path, content: bytes, is_synced: bool = False) -> None:
     """Append to a file, which is created if it is missing.
 
-    Raises:
-        FileError: it cannot be written.
-    """
-    try:
-        with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
-            file.write(content)
-    except OSError as error:
-        raise as_file_error(error, path) from error
-
-
-def append_synced(path: Path, content: bytes) -> None:
-    """Append to a file, and wait until it is on the disk.
+    Args:
+        is_synced: wait until the content is on the disk.
 
     Raises:
         FileError: it cannot be written.
@@ -73,8 +63,9 @@ def append_synced(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise as_file_error(error, path) from error
 

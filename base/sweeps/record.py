@@ -22,7 +22,7 @@ from base.sweeps.space import Settings
 from base.system.cores import free_cores
 from base.system.run_folder import SWEEP, SWEEPS
 from base.system.trial import trial_name
-from logger.files import append_synced, read_file, write_whole
+from logger.files import append, read_file, write_whole
 
 JOURNAL = "sweep.jsonl"
 FORMAT, WITH_JOURNAL = 1, 2
@@ -149,7 +149,7 @@ class Sweep:
         if self._n_noted == 0:
             begin = json.dumps({"journal": self._journal}).encode() + b"\n"
             write_whole(self.folder / JOURNAL, begin)
-        append_synced(self.folder / JOURNAL, line)
+        append(self.folder / JOURNAL, line, is_synced=True)
         self._n_noted += len(line)
         self._noted_attributes = attributes
 

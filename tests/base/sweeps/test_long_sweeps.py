@@ -155,9 +155,9 @@ def train(n_trials: int, root: Path, project_root: Path, monkeypatch: pytest.Mon
         return Process(trial, None, Ended(), output)  # type: ignore[arg-type]
 
     def counted(write: Any) -> Any:
-        def writing(file: Path, content: bytes) -> None:
+        def writing(file: Path, content: bytes, **options: Any) -> None:
             COSTS.n_bytes += len(content)
-            write(file, content)
+            write(file, content, **options)
 
         return writing
 
@@ -165,7 +165,7 @@ def train(n_trials: int, root: Path, project_root: Path, monkeypatch: pytest.Mon
         changed.setattr("base.sweeps.sweep.start_process", start)
         changed.setattr("base.sweeps.sweep.POLL_SECONDS", 0)
         changed.setattr("base.sweeps.sweep.write_summary", lambda *_: "")
-        for name in ("write_whole", "append_synced"):
+        for name in ("write_whole", "append"):
             changed.setattr(record, name, counted(getattr(record, name)))
         COSTS.n_opened = COSTS.n_listed = COSTS.n_bytes = 0
         try:

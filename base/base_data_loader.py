@@ -258,8 +258,10 @@ class BaseDataLoader:
         elif n_workers or self.pin_memory:
             yield from self._stock_batches(reader, keys, n_workers)
         else:
-            for key in keys:
-                batch = reader.__getitems__(key)
+            is_known = self._own_sampler is None and self._drawing is None
+            n_together = reader.n_together(self.batch_size) if is_known else 1
+            one_by_one = map(reader.__getitems__, keys)
+            for batch in one_by_one if n_together == 1 else reader.read_together(keys, n_together):
                 yield raise_failure(batch) if isinstance(batch, Failure) else batch
                 del batch
 

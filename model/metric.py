@@ -75,7 +75,10 @@ def _among_the_best(output: Tensor, target: Tensor, k: int, ignore_index: int | 
     if not 1 <= k <= n_classes:
         text = f"k is {k}, and there are scores for {n_classes} classes"
         raise ValueError(f"{text}: set `args: {{k: {max(n_classes - 1, 1)}}}`, or another k")
-    _, true, given = _as_classes(output, target, None)
+    if _has_scores_by_class(output, target):
+        true = given = target
+    else:
+        _, true, given = _as_classes(output, target, None)
     best = output.topk(k, dim=1).indices  # (batch, k, ...)
     return _share((best == true.unsqueeze(1)).any(dim=1), given, ignore_index)
 
@@ -83,9 +86,9 @@ def _among_the_best(output: Tensor, target: Tensor, k: int, ignore_index: int | 
 def _share(is_right: Tensor, target: Tensor, ignore_index: int | None) -> Counts:
     """Return how many samples are right and how many count."""
     if ignore_index is None:
-        return is_right.sum(), is_right.numel()
+        return is_right.count_nonzero(), is_right.numel()
     is_counted = target != ignore_index
-    return (is_right & is_counted).sum(), is_counted.sum()
+    return (is_right & is_counted).count_nonzero(), is_counted.count_nonzero()
 
 
 def _as_classes(

@@ -75,6 +75,16 @@ class SupportsRandomBatches(Protocol):
         """Return these samples. An index beyond the length redraws sample ``index % length``."""
 
 
+class SupportsReadingTogether(SupportsRandomBatches, Protocol):
+    """Reads several batches of an epoch in less time together than one after another."""
+
+    def n_together(self, batch_size: int) -> int:
+        """Return how many batches to read at once; 1 for one at a time."""
+
+    def get_random_batches(self, parts: Sequence[Tensor], seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield what `get_random_batch` returns for each of the parts, in their order."""
+
+
 class SupportsOrder(Protocol):
     """Chooses the order of an epoch, as sequentially read files need.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from base.data.protocols import (
     HasPlaces,
     SupportsBatches,
     SupportsRandomBatches,
+    SupportsReadingTogether,
     name_of,
     offered,
     underlying,
@@ -130,6 +134,7 @@ class BatchReader:
         is_plain = collate_fn is default_collate
         self.get_batch = find_get_batch(dataset) if is_plain else None
         self.random = offered(dataset, SupportsRandomBatches) if is_plain else None
+        self.together = offered(dataset, SupportsReadingTogether) if is_plain else None
         self.takes_tensors = self.get_batch is not None or self.random is not None
         """Whether a key holds its indices as a tensor rather than a list."""
 
@@ -149,6 +154,31 @@ class BatchReader:
             failure = next(alone, None)
             return batch if failure is None else failure.with_advice()
         return self._numbered(batch, key[2]) if self.numbers else batch
+
+    def n_together(self, batch_size: int) -> int:
+        """Return how many batches `read_together` should read at once; 1 for one at a time."""
+        if self.together is None or self.skip is not None:
+            return 1
+        return self.together.n_together(batch_size)
+
+    def read_together(self, keys: Iterator[Key], n: int) -> Iterator[Batch | Failure]:
+        """Yield the batches of keys. Up to ``n`` of an epoch are read at once."""
+        for (seed, epoch), same in groupby(keys, key=itemgetter(0, 1)):
+            while group := deque(islice(same, n)):
+                yield from self._read_group(group, seed, epoch)
+
+    def _read_group(self, keys: deque[Key], seed: int, epoch: int) -> Iterator[Batch | Failure]:
+        """Yield the batches of keys of one epoch. After an error the rest are read one by one."""
+        assert self.together is not None
+        parts = [indices for _, _, indices in keys]
+        try:
+            for batch in self.together.get_random_batches(parts, seed, epoch):
+                numbered = self._numbered(batch, keys.popleft()[2])
+                del batch
+                yield numbered
+                del numbered  # frees it before the next one is made
+        except Exception:  # raised again by the batch that it is in
+            yield from map(self.__getitems__, keys)
 
     def _numbered(self, batch: Batch | Failure, indices: Any) -> Batch | Failure:
         if not self.numbers or batch is None or isinstance(batch, Failure):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ DETERMINISTIC = frozenset((
     "ToDtype",
 ))  # fmt: skip
 BLOCK = 1 << 18  # values that are scaled together; as float32 they fit into the cache of a core
+TOGETHER_BYTES, MOST_TOGETHER = 1 << 20, 16  # of images that are changed together; of batches
 NO_OPS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors already
 
 
@@ -73,7 +74,7 @@ class Pipeline:
         self.ignored = IGNORED  # the class number that fills masks beyond the image border
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
-        self._placed: tuple[Tensor, Tensor, bool] | None = None  # mean and std on the device
+        self._scales: dict[tuple[torch.device, int, bool], tuple[Tensor, Tensor, bool]] = {}
         if mean is not None and std is not None:
             self.normalise(mean, std)
         first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
@@ -102,10 +103,7 @@ class Pipeline:
             return self.as_input(images), targets.collated()
         if self.moves and columns:
             self.check_targets_move(images[0], columns, targets.has_boxes)
-        draws = Draws.for_samples(seed, epoch, indices, images[0].device)
-        moving = targets.moving
-        for stage in self.stages[: self._n_batched]:
-            images, moving = _apply(stage, images, moving, draws)
+        images, moving, draws = self._together(images, targets.moving, seed, epoch, indices)
         if self.has_streams:
             targets.moving = moving
             images, moving = self._one_by_one(
@@ -115,6 +113,26 @@ class Pipeline:
             raise BatchError(_unequal(images, indices))
         targets.moving = moving
         return self.as_input(images), targets.collated()
+
+    @property
+    def is_by_image(self) -> bool:
+        """Whether all transforms are known to change each image without regard to the others."""
+        return not self.has_streams and all(map(_is_by_image, self.stages))
+
+    def changed(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Return the images of one or more batches after the transforms, not yet normalized."""
+        changed = self._together(images, {}, seed, epoch, indices)[0] if self.stages else images
+        assert isinstance(changed, Tensor)
+        return changed
+
+    def _together(
+        self, images: Images, moving: Columns, seed: int, epoch: int, indices: Tensor
+    ) -> tuple[Images, Columns, Draws]:
+        """Apply the transforms that process a whole batch."""
+        draws = Draws.for_samples(seed, epoch, indices, images[0].device)
+        for stage in self.stages[: self._n_batched]:
+            images, moving = _apply(stage, images, moving, draws)
+        return images, moving, draws
 
     def mixed(
         self, images: Tensor, columns: list[Any], seed: int, epoch: int, indices: Tensor
@@ -169,35 +187,37 @@ class Pipeline:
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and std of each channel or column."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-        self._placed = None
+        self._scales = {}
         self.is_normalised = True
 
     def as_input(self, images: Tensor) -> Tensor:
         """Scale integers to the range 0 to 1 and normalize."""
-        mean, std, is_centred = self._statistics_on(images.device)
-        shape = (-1, *[1] * (images.dim() - 2))  # broadcasts over channels or table columns
-        mean, std = mean.view(shape), std.view(shape)
-        white = 1.0 if images.is_floating_point() else self.white
-        for numbers in (mean, std):
+        for numbers in (self.mean, self.std):
             if numbers.numel() not in (1, images.shape[1]):
                 text = f"{numbers.numel()} numbers of mean or std, but images have"
                 raise BatchError(f"normalize: {text} {images.shape[1]} channels")
-        factor, offset = 1 / (white * std), mean / std
-        if images.is_cpu and not images.is_floating_point() and images.numel() > BLOCK:
+        is_float = images.is_floating_point()
+        factor, offset, is_centred = self._scale(images.device, images.dim(), is_float)
+        if images.is_cpu and not is_float and images.numel() > BLOCK:
             return _scaled_in_blocks(images, factor, offset)
-        images = images.float() if images.is_floating_point() else images
+        images = images.float() if is_float else images
         scaled = images * factor  # float32, for integers too
         return scaled.sub_(offset) if is_centred else scaled
 
-    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor, bool]:
-        """Return mean and std on a device, and whether the mean is not 0.
+    def _scale(
+        self, device: torch.device, n_dims: int, is_float: bool
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Return what inputs are multiplied by, what is subtracted, and whether that is not 0.
 
-        They are copied once: a copy from the CPU for each batch would wait for the GPU.
+        They are computed once: a copy from the CPU for each batch would wait for the GPU.
         """
-        if self._placed is None or self._placed[0].device != device:
-            is_centred = bool(self.mean.any())
-            self._placed = (self.mean.to(device), self.std.to(device), is_centred)
-        return self._placed
+        key = device, n_dims, is_float
+        if key not in self._scales:
+            shape = (-1, *[1] * (n_dims - 2))  # broadcasts over channels or table columns
+            mean, std = (each.to(device).view(shape) for each in (self.mean, self.std))
+            white = 1.0 if is_float else self.white
+            self._scales[key] = 1 / (white * std), mean / std, bool(self.mean.any())
+        return self._scales[key]
 
 
 class TransformedDataset(Dataset[Any]):
@@ -295,6 +315,39 @@ class TransformedDataset(Dataset[Any]):
             columns = [[sample[place] for sample in samples] for place in range(1, len(samples[0]))]
         images, columns = self.pipeline.with_targets(images, columns, seed, epoch, indices)
         return self.pipeline.mixed(images, columns, seed, epoch, indices)
+
+    def n_together(self, batch_size: int) -> int:
+        """Return how many batches `get_random_batches` should read at once; 1 for one at a time."""
+        tensors = getattr(self.reads_from, "tensors_given", None)
+        if tensors is None or self.readers != "none" or not self.pipeline.is_by_image:
+            return 1
+        if len(tensors[0]) == 0 or any(target.dim() > 2 for target in tensors[1:]):
+            return 1  # targets may be spatial
+        if not (type(self) is TransformedDataset and type(self.pipeline) is Pipeline):
+            return 1  # a subclass may override any of the methods
+        n_bytes: int = batch_size * tensors[0][0].nbytes
+        return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // max(n_bytes, 1)))
+
+    def get_random_batches(
+        self, parts: Sequence[Tensor], seed: int, epoch: int
+    ) -> Iterator[list[Any]]:
+        """Yield the batches that `get_random_batch` returns for each of the parts.
+
+        Their images are read and changed together, which takes the time of a call, of each
+        operation and of the draws once. They are normalized one batch after another, in the cache.
+        """
+        indices, sizes = torch.cat(list(parts)), list(map(len, parts))
+        places = indices % len(self)
+        if self.device is not None:
+            places = send(places, self.device)
+        images, *columns = self._get_batch(places)  # type: ignore[misc]
+        images = self.pipeline.changed(images, seed, epoch, indices)
+        targets = [column.split(sizes) for column in columns]
+        for number, (part, own) in enumerate(zip(parts, images.split(sizes), strict=True)):
+            ready = self.pipeline.as_input(own)
+            rows = [each[number].clone() for each in targets]
+            yield self.pipeline.mixed(ready, rows, seed, epoch, part)
+            del ready, rows
 
     def check(self) -> None:
         """Check with the first sample that each transform moves the spatial targets.
@@ -426,6 +479,13 @@ def _scaled_in_blocks(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     for part, result in zip(parts.split(n_images), results.split(n_images), strict=True):
         result.copy_(part).mul_(factor).sub_(offset)
     return scaled
+
+
+def _is_by_image(stage: Any) -> bool:
+    """Return whether a stage is one of this framework's or of torchvision's batched transforms."""
+    function = stage.function if isinstance(stage, _Batched) else stage
+    module = function.__module__ if function is _to_float else type(function).__module__
+    return module.startswith(("base.", "torchvision.transforms."))
 
 
 def _to_float(images: Tensor) -> Tensor:

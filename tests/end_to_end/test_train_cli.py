@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -180,7 +181,8 @@ def test_list_shows_names_with_arguments_and_place(place: Workplace) -> None:
 def test_schema_is_json_and_small(place: Workplace) -> None:
     done = place.run("--schema")
     assert json.loads(done.stdout)["$schema"] == "http://json-schema.org/draft-07/schema#"
-    assert len(done.stdout) < 150_000
+    has_torchmetrics = importlib.util.find_spec("torchmetrics") is not None  # its metrics by name
+    assert len(done.stdout) < (200_000 if has_torchmetrics else 150_000)
 
 
 def test_a_dry_run_tries_a_batch_shows_tables_and_writes_nothing(place: Workplace) -> None:

@@ -80,7 +80,10 @@ def _among_the_best(output: Tensor, target: Tensor, k: int, ignore_index: int | 
     else:
         _, true, given = _as_classes(output, target, None)
     best = output.topk(k, dim=1).indices  # (batch, k, ...)
-    return _share((best == true.unsqueeze(1)).any(dim=1), given, ignore_index)
+    is_right = best == true.unsqueeze(1)  # for one of the k at most
+    if ignore_index is None:
+        return is_right.count_nonzero(), true.numel()
+    return _share(is_right.any(dim=1), given, ignore_index)
 
 
 def _share(is_right: Tensor, target: Tensor, ignore_index: int | None) -> Counts:

@@ -39,7 +39,7 @@ from base.training.experiment import Experiment
 from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
 from base.training.losses import lone_total
-from base.training.metric_values import detached
+from base.training.metrics import update_all
 from base.training.optimizer_step import Stepper, choose_stepper, only
 from base.training.parameter_groups import highest_rate, learning_rates
 from base.training.rank_states import gather_state
@@ -585,10 +585,8 @@ class BaseTrainer:
         with torch.no_grad():
             more = (batch,) if self._predict_takes_batch else ()
             predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
-            predictions = detached(predictions)  # once for all metrics
             target = target_of(batch, self.batch_rules)
-            for metric in metrics.values():
-                metric.update(predictions, target, batch, self._n_samples)
+            update_all(metrics, predictions, target, batch, self._n_samples)
 
     @final
     def gather(self, tensor: Tensor) -> Tensor:

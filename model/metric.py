@@ -36,7 +36,7 @@ Counts = tuple[Tensor, Tensor | int]
 States = Sequence[Mapping[str, Any]]  # the attributes of a metric in each process
 
 
-@mean_of_counts
+@mean_of_counts(by_sample=True)
 def accuracy(
     output: Tensor,
     target: Tensor,
@@ -52,7 +52,7 @@ def accuracy(
     return _share(predicted == true, given, ignore_index)
 
 
-@mean_of_counts
+@mean_of_counts(by_sample=True)
 def top_k_accuracy(
     output: Tensor, target: Tensor, k: int = 3, ignore_index: int | None = None
 ) -> Counts:
@@ -60,7 +60,7 @@ def top_k_accuracy(
     return _among_the_best(output, target, k, ignore_index)
 
 
-@mean_of_counts
+@mean_of_counts(by_sample=True)
 def top_k_acc(
     output: Tensor, target: Tensor, k: int = 3, ignore_index: int | None = None
 ) -> Counts:

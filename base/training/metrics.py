@@ -166,18 +166,26 @@ class Metric(ABC):
         set_object_state(self, state)
 
 
-def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
+def mean_of_counts(
+    counts: Callable[..., Any] | None = None, *, by_sample: bool = False
+) -> Callable[..., Any]:
     """Decorate a function that returns (sum, count), so that calling it returns the mean.
 
     During training, sums and counts are accumulated separately over an epoch.
+
+    Args:
+        by_sample: whether both are sums of integers over the samples, each of which counts the
+            same whatever else is in its batch. Small batches are then counted several at a time.
     """
+    if counts is None:
+        return functools.partial(mean_of_counts, by_sample=by_sample)
 
     @functools.wraps(counts)
     def mean(*args: Any, **kwargs: Any) -> Any:
         total, count = counts(*args, **kwargs)
         return total / count
 
-    mean.counts = counts  # type: ignore[attr-defined]
+    mean.counts, mean.by_sample = counts, by_sample  # type: ignore[attr-defined]
     return mean
 
 
@@ -186,6 +194,29 @@ def _counts_of(function: Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(function, functools.partial):
         return getattr(function, "counts", function)
     return functools.partial(_counts_of(function.func), *function.args, **function.keywords)
+
+
+def _is_by_sample(function: Callable[..., Any]) -> bool:
+    """Return whether a function counts each sample by itself, as `mean_of_counts` was told."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "by_sample", False) is True
+
+
+HELD_BATCHES, HELD_BYTES = 16, 1 << 16  # batches that are counted at once; of one output
+
+
+def update_all(
+    metrics: Mapping[str, Metric], output: Any, target: Any, batch: Any, n_samples: int | None
+) -> None:
+    """Update metrics with a batch; those that may count several batches at once hold a copy."""
+    pair = None
+    for metric in metrics.values():
+        if isinstance(metric, SampleMean) and metric.may_hold(output, target):
+            pair = pair or (output.detach().clone(), target.clone())
+            metric.hold(pair)
+        else:
+            metric.update(output, target, batch, n_samples)
 
 
 class SampleMean(Metric):
@@ -199,11 +230,57 @@ class SampleMean(Metric):
         self.function = _counts_of(function)
         super().__init__(name, DataParameters.from_function(self.function))
         self.needs_cpu = False
+        self._is_by_sample = _is_by_sample(function) and self.takes.is_plain
+        self._held: list[tuple[Tensor, Tensor]] = []  # outputs and targets not counted yet
         self.reset()
 
     def reset(self) -> None:
         self.total: Tensor | float = 0.0
         self.n_samples: Tensor | float = 0  # or the sum of the counts
+        self._held = []
+
+    def may_hold(self, output: Any, target: Any) -> bool:
+        """Return whether this batch may be counted later, together with others.
+
+        Between the operations of a step each operation on a small tensor finds a cold cache, and
+        takes many times as long as in a row of its kind.
+        """
+        return (
+            self._is_by_sample
+            and self.agreement is None
+            and type(output) is Tensor
+            and type(target) is Tensor
+            and self.selection.is_whole
+            and output.nbytes <= HELD_BYTES
+            and output.shape[:1] == target.shape[:1] != ()
+        )
+
+    def hold(self, pair: tuple[Tensor, Tensor]) -> None:
+        """Hold copies of a batch's output and target, to be counted with others."""
+        if self._held and any(map(_differ, self._held[-1], pair)):
+            self._count_held()
+        self._held.append(pair)
+        if len(self._held) == HELD_BATCHES:
+            self._count_held()
+
+    def _count_held(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            outputs, targets = zip(*held, strict=True)
+            with torch.no_grad():
+                self.update(torch.cat(outputs), torch.cat(targets))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the accumulated values as tensors and plain data."""
+        self._count_held()
+        state = super().state_dict()
+        del state["_held"], state["_is_by_sample"]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of ``state_dict``."""
+        self._held = []
+        super().load_state_dict(state)
 
     def _update(
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
@@ -239,13 +316,20 @@ class SampleMean(Metric):
         return self._call(self.function, *on_cpu(args), **on_cpu(keywords))
 
     def _take(self, states: Sequence[Mapping[str, Any]]) -> None:
+        self._held = []  # in the states
         parts = [_attributes_in(state) for state in states]
         self.total = sum((part.total for part in parts), start=0.0)
         self.n_samples = sum((part.n_samples for part in parts), start=0)
         self.needs_cpu = any(part.needs_cpu for part in parts)
 
     def _compute(self) -> Any:
+        self._count_held()
         return self.total / self.n_samples if self.n_samples else float("nan")
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Return whether two batches cannot be concatenated as they are."""
+    return (one.shape[1:], one.dtype, one.device) != (other.shape[1:], other.dtype, other.device)
 
 
 def _attributes_in(state: Mapping[str, Any]) -> SimpleNamespace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -95,8 +96,12 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 def read_idx(path: Path) -> Tensor:
     """Read an IDX file, MNIST's format, gzipped or not, as a tensor of its shape and dtype."""
     try:
-        content = read_file(path)
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        if path.suffix == ".gz":
+            content = bytearray(gzip.decompress(read_file(path)))
+        else:  # into memory that the tensor keeps, without a copy
+            with open_file(path) as file:
+                content = bytearray(os.fstat(file.fileno()).st_size)
+                del content[file.readinto(content) :]  # type: ignore[attr-defined]
     except FileNotFoundError as error:
         text = f"no such file; the current folder is {Path.cwd()}"
         raise DataError(f"{path}: {text}") from error
@@ -109,7 +114,7 @@ def read_idx(path: Path) -> Tensor:
     if not shape or not 0 < math.prod(shape) * dtype.itemsize == len(content) - start:
         raise DataError(f"{path}: not a complete IDX file of numbers; download it again")
     array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
+    return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
 
 
 def read_array(name: str, file: str | None = None) -> Array:

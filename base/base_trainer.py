@@ -582,11 +582,14 @@ class BaseTrainer:
         metrics = self.training_state.phase_metrics
         if not metrics or self._n_samples == 0 or self.recovery.is_failing:
             return
-        with torch.no_grad():
-            more = (batch,) if self._predict_takes_batch else ()
-            predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
-            target = target_of(batch, self.batch_rules)
-            update_all(metrics, predictions, target, batch, self._n_samples)
+        predictions, predict = outputs, self.predict
+        is_yours = getattr(predict, "__func__", None) is not BaseTrainer.predict
+        if is_yours or getattr(self._phase_loader, "target_scale", None) is not None:
+            with torch.no_grad():
+                more = (batch,) if self._predict_takes_batch else ()
+                predictions, batch = self.in_own_unit(predict(outputs, *more), batch)
+        target = target_of(batch, self.batch_rules)
+        update_all(metrics, predictions, target, batch, self._n_samples)
 
     @final
     def gather(self, tensor: Tensor) -> Tensor:

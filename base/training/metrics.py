@@ -7,6 +7,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, final
 
@@ -210,13 +211,17 @@ def update_all(
     metrics: Mapping[str, Metric], output: Any, target: Any, batch: Any, n_samples: int | None
 ) -> None:
     """Update metrics with a batch; those that may count several batches at once hold a copy."""
-    pair = None
+    pair, others = None, []
     for metric in metrics.values():
         if isinstance(metric, SampleMean) and metric.may_hold(output, target):
             pair = pair or (output.detach().clone(), target.clone())
             metric.hold(pair)
         else:
-            metric.update(output, target, batch, n_samples)
+            others.append(metric)
+    if others:
+        with torch.no_grad():
+            for metric in others:
+                metric.update(output, target, batch, n_samples)
 
 
 class SampleMean(Metric):
@@ -257,16 +262,14 @@ class SampleMean(Metric):
 
     def hold(self, pair: tuple[Tensor, Tensor]) -> None:
         """Hold copies of a batch's output and target, to be counted with others."""
-        if self._held and any(map(_differ, self._held[-1], pair)):
-            self._count_held()
         self._held.append(pair)
         if len(self._held) == HELD_BATCHES:
             self._count_held()
 
     def _count_held(self) -> None:
         held, self._held = self._held, []
-        if held:
-            outputs, targets = zip(*held, strict=True)
+        for _, alike in groupby(held, key=_form):
+            outputs, targets = zip(*alike, strict=True)
             with torch.no_grad():
                 self.update(torch.cat(outputs), torch.cat(targets))
 
@@ -327,9 +330,9 @@ class SampleMean(Metric):
         return self.total / self.n_samples if self.n_samples else float("nan")
 
 
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """Return whether two batches cannot be concatenated as they are."""
-    return (one.shape[1:], one.dtype, one.device) != (other.shape[1:], other.dtype, other.device)
+def _form(pair: tuple[Tensor, ...]) -> list[Any]:
+    """Return what must be equal in two batches for them to be concatenated as they are."""
+    return [(each.shape[1:], each.dtype, each.device) for each in pair]
 
 
 def _attributes_in(state: Mapping[str, Any]) -> SimpleNamespace:

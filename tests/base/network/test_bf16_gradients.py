@@ -1,0 +1,134 @@
+"""Convolutions whose bf16 gradient a CPU takes from unwritten memory are refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from base.errors import TrainingError
+from base.network import bf16_gradients
+from base.network.bf16_gradients import has_unwritten_gradient, refuse_unwritten_gradients
+
+NARROW = {  # layer, size of its images
+    "one pixel": (lambda: nn.Conv2d(48, 48, 3, stride=2, padding=1), (1, 1)),
+    "one column": (lambda: nn.Conv2d(32, 32, 3, stride=2, padding=1), (8, 1)),
+    "two columns": (lambda: nn.Conv2d(32, 32, 3, stride=3, padding=1), (2, 2)),
+    "5x5": (lambda: nn.Conv2d(32, 32, 5, stride=2, padding=2, bias=False), (1, 1)),
+    "groups": (lambda: nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=2), (1, 1)),
+    "transposed": (lambda: nn.ConvTranspose2d(32, 32, 3, stride=2, padding=1), (1, 1)),
+}
+WIDE = {
+    "stride 1": (lambda: nn.Conv2d(32, 32, 3, padding=1), (1, 1)),
+    "kernel 1": (lambda: nn.Conv2d(32, 32, 1, stride=2), (1, 1)),
+    "wide": (lambda: nn.Conv2d(32, 32, 3, stride=2, padding=1), (8, 8)),
+    "1-D": (lambda: nn.Conv1d(32, 32, 3, stride=2, padding=1), (8,)),
+}
+
+
+def forward(layer, size, dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        return layer(torch.rand(16, layer.in_channels, *size))
+
+
+def is_really_wrong(layer, size):
+    """Train the layer as a step does, several times, beside float32."""
+    given = torch.rand(16, layer.in_channels, *size).bfloat16()
+    for _ in range(40):
+        kept = [torch.full((layer.weight.numel() * n,), float("nan")) for n in (1, 1, 2, 2)]
+        del kept
+        gradients = []
+        for dtype in (torch.bfloat16, torch.float32):
+            layer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                layer(given.to(dtype)).float().sum().backward()
+            gradients.append(layer.weight.grad.clone())
+        found, exact = gradients
+        if not ((found - exact).abs() <= 0.1 * exact.abs().max()).all():
+            return True
+    return False
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_a_wrong_gradient_of_this_cpu_is_refused_and_a_right_one_is_not(case):
+    """Which of the two this CPU gives is found by training the layer itself."""
+    make, size = NARROW[case]
+    torch.manual_seed(0)
+    layer = make()
+    if not is_really_wrong(layer, size):
+        with refuse_unwritten_gradients(nn.Sequential(layer)):
+            forward(layer, size)
+        return
+    message = r"layer '0' \(Conv.*precision: fp32"
+    with (
+        pytest.raises(TrainingError, match=message),
+        refuse_unwritten_gradients(nn.Sequential(layer)),
+    ):
+        forward(layer, size)
+
+
+@pytest.fixture
+def always_wrong(monkeypatch):
+    """Makes each gradient in bf16 wrong in one place, as on a CPU with the fault."""
+    real = bf16_gradients._gradient
+
+    def gradient(layer, given):
+        found = real(layer, given)
+        if given.dtype == torch.bfloat16:
+            found.view(-1)[3] = float("nan")
+        return found
+
+    monkeypatch.setattr(bf16_gradients, "_gradient", gradient)
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_the_error_names_the_layer_its_input_and_the_setting(case, always_wrong):
+    make, size = NARROW[case]
+    model = nn.Sequential(nn.Identity(), nn.Sequential(make()))
+    layer = model[1][0]
+    shape = "x".join(map(str, (16, layer.in_channels, *size)))
+    kind = type(layer).__name__
+    message = rf"layer '1.0' \({kind} (3x3|5x5) with stride .* of {shape}\).*`memory: \{{precision"
+    with pytest.raises(TrainingError, match=message), refuse_unwritten_gradients(model):
+        forward(layer, size)
+
+
+@pytest.mark.parametrize("case", WIDE)
+def test_other_convolutions_are_not_tried(case, always_wrong):
+    make, size = WIDE[case]
+    layer = make()
+    with refuse_unwritten_gradients(layer):
+        forward(layer, size)
+
+
+@pytest.mark.parametrize("how", ["float32", "frozen", "no_grad", "later"])
+def test_what_needs_no_gradient_in_bf16_is_not_tried(how, always_wrong):
+    make, size = NARROW["one pixel"]
+    layer = make().requires_grad_(how != "frozen")
+    with refuse_unwritten_gradients(layer):
+        if how == "float32":
+            forward(layer, size, torch.float32)
+        elif how == "no_grad":
+            with torch.no_grad():
+                forward(layer, size)
+        elif how == "frozen":
+            forward(layer, size)
+    forward(layer, size)  # the hooks are removed
+
+
+def test_weights_and_random_streams_are_left_alone():
+    make, size = NARROW["one pixel"]
+    layer = make()
+    before, stream = layer.weight.detach().clone(), torch.get_rng_state()
+    has_unwritten_gradient(layer, torch.ones(4, 48, *size))
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_the_float32_gradient_is_torchs():
+    make, size = NARROW["two columns"]
+    layer, given = make(), torch.rand(4, 32, *size).bfloat16().float()
+    found = bf16_gradients._gradient(layer, given)
+    weight = layer.weight.detach().bfloat16().float().requires_grad_()
+    F.conv2d(given, weight, None, 3, 1).sum().backward()
+    torch.testing.assert_close(found, weight.grad)

@@ -130,10 +130,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the most similar known name, if there is one."""
-    lowered = {choice.lower(): choice for choice in known}
-    matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
-    return lowered[matches[0]] if matches else None
+    """Return the most similar known name, if there is one; of two that differ in case, the nearer.
+
+    Of equally near ones it is the first.
+    """
+    spellings: dict[str, list[str]] = {}
+    for choice in known:
+        spellings.setdefault(choice.lower(), []).append(choice)
+    matches = difflib.get_close_matches(name.lower(), list(spellings), n=1, cutoff=0.6)
+    if not matches:
+        return None
+    choices = spellings[matches[0]]
+    return max(choices, key=lambda choice: difflib.SequenceMatcher(None, choice, name).ratio())
 
 
 def listed(items: Sequence[Any], most: int = 5) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional, init
 from torch.optim import Optimizer, lr_scheduler
 
-from base.errors import ConfigError
+from base.errors import ConfigError, nearest_name
 from base.names import registry
 from base.names.registry import KINDS, NameFault, Registry, UnknownName, find, names
 from base.names.torch_names import LOSS_FUNCTIONS, SOURCES
@@ -232,6 +232,15 @@ def test_a_module_of_that_name_elsewhere_is_told(project: Write) -> None:
             find("model", "Net")
     finally:
         sys.path.remove(str(root / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("acuracy", "accuracy"), ("Acuracy", "Accuracy"), ("ccuracy", "accuracy"), ("zzz", None)],
+)
+def test_of_names_that_differ_in_case_the_nearer_is_meant(name: str, nearest: str | None) -> None:
+    """torchmetrics has an Accuracy, and Kindling an accuracy; the first is meant if both fit."""
+    assert nearest_name(name, ["accuracy", "Accuracy", "F1"]) == nearest
 
 
 def test_an_unknown_name_gives_the_nearest_and_the_places() -> None:

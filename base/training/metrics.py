@@ -92,7 +92,7 @@ class Metric(ABC):
         """Return a number, numbers by name, or a 2-D tensor; NaN before the first batch."""
         try:
             return as_result(self._compute())
-        except ConfigError:
+        except (ConfigError, TrainingError):  # the latter from batches that were held
             raise
         except Exception as error:
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from base import mean_of_counts
+from base.errors import TrainingError
 from base.training import metrics as metrics_module
 from base.training.metrics import SampleMean, update_all
 from model.metric import accuracy, top_k_acc, top_k_accuracy
@@ -177,5 +178,6 @@ def test_functions_of_yours_get_one_batch_at_a_time(function, rows):
 
 def test_an_error_in_held_batches_names_the_metric_and_their_shapes():
     metric = held(functools.partial(top_k_accuracy, k=9), batches("classes", [8, 8]))
-    with pytest.raises(Exception, match=r"^metric 'accuracy' fails on output \(16, 6\).*k is 9.*6 classes"):
+    message = r"^metric 'accuracy' fails on output \(16, 6\).*k is 9.*6 classes"
+    with pytest.raises(TrainingError, match=message):
         metric.compute()

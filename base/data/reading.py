@@ -135,6 +135,9 @@ class BatchReader:
         self.get_batch = find_get_batch(dataset) if is_plain else None
         self.random = offered(dataset, SupportsRandomBatches) if is_plain else None
         self.together = offered(dataset, SupportsReadingTogether) if is_plain else None
+        reads = getattr(dataset, "get_random_batches", None)
+        if getattr(reads, "__self__", None) is not dataset:
+            self.together = None  # a wrapper passes it on, and reads a batch in a way of its own
         self.takes_tensors = self.get_batch is not None or self.random is not None
         """Whether a key holds its indices as a tensor rather than a list."""
 
@@ -177,8 +180,9 @@ class BatchReader:
                 del batch
                 yield numbered
                 del numbered  # frees it before the next one is made
-        except Exception:  # raised again by the batch that it is in
-            yield from map(self.__getitems__, keys)
+        except Exception:
+            pass  # raised again by the batch that it is in
+        yield from map(self.__getitems__, keys)
 
     def _numbered(self, batch: Batch | Failure, indices: Any) -> Batch | Failure:
         if not self.numbers or batch is None or isinstance(batch, Failure):

@@ -114,10 +114,22 @@ class Pipeline:
         targets.moving = moving
         return self.as_input(images), targets.collated()
 
-    @property
-    def is_by_image(self) -> bool:
-        """Whether all transforms are known to change each image without regard to the others."""
-        return not self.has_streams and all(map(_is_by_image, self.stages))
+    def bytes_of_image(self, image: Tensor) -> int:
+        """Return the most bytes that an image (1, channel, height, width) has between transforms.
+
+        It is more than any batch should have if transforms may depend on the batch, or fail.
+        """
+        draws, most = Draws(torch.zeros(1, dtype=torch.int64)), image.nbytes
+        for stage in self.stages:
+            if not _is_by_image(stage):
+                return TOGETHER_BYTES
+            try:
+                changed, _ = _apply(stage, image, {}, draws)
+            except Exception:  # told with the batch that it is in
+                return TOGETHER_BYTES
+            assert isinstance(changed, Tensor)
+            image, most = changed, max(most, changed.nbytes)
+        return int(most)
 
     def changed(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Return the images of one or more batches after the transforms, not yet normalized."""
@@ -318,14 +330,19 @@ class TransformedDataset(Dataset[Any]):
 
     def n_together(self, batch_size: int) -> int:
         """Return how many batches `get_random_batches` should read at once; 1 for one at a time."""
-        tensors = getattr(self.reads_from, "tensors_given", None)
-        if tensors is None or self.readers != "none" or not self.pipeline.is_by_image:
+        tensors = getattr(self.reads_from, "tensors_given", ())
+        if not (tensors and len(self)) or self.readers != "none" or self.uses_streams:
             return 1
-        if len(tensors[0]) == 0 or any(target.dim() > 2 for target in tensors[1:]):
+        if any(target.dim() > 2 for target in tensors[1:]):
             return 1  # targets may be spatial
-        if not (type(self) is TransformedDataset and type(self.pipeline) is Pipeline):
-            return 1  # a subclass may override any of the methods
-        n_bytes: int = batch_size * tensors[0][0].nbytes
+        reads = getattr(type(self.reads_from).get_batch, "__module__", "").startswith("base.")
+        is_known = type(self) is TransformedDataset and type(self.pipeline) is Pipeline and reads
+        if not is_known or {"get_batch", "get_random_batch"} & {
+            *vars(self),
+            *vars(self.reads_from),
+        }:
+            return 1  # a method of yours
+        n_bytes = batch_size * self.pipeline.bytes_of_image(tensors[0][:1].clone())
         return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // max(n_bytes, 1)))
 
     def get_random_batches(

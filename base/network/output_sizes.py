@@ -192,6 +192,11 @@ class SamePad(_ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(batch, channel, *size)`` to ``(batch, channel, *ceil(size / stride))``."""
+        output: Tensor = super().forward(self.padded(input))
+        return output
+
+    def padded(self, input: Tensor) -> Tensor:
+        """Return the input with the padding that `forward` gives it."""
         sides: list[int] = []
         sizes = input.shape[-len(self.kernel_size) :]
         settings = zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True)
@@ -200,8 +205,7 @@ class SamePad(_ConvNd):
             total = max(0, last + dilation * (kernel_size - 1) + 1 - size)
             sides = [total // 2, total - total // 2, *sides]  # F.pad has the last dimension first
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        output: Tensor = super().forward(F.pad(input, sides, mode=mode))
-        return output
+        return F.pad(input, sides, mode=mode)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, padding=same"

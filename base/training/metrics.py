@@ -7,7 +7,6 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, final
 
@@ -214,7 +213,7 @@ def update_all(
     pair, others = None, []
     for metric in metrics.values():
         if isinstance(metric, SampleMean) and metric.may_hold(output, target):
-            pair = pair or (output.detach().clone(), target.clone())
+            pair = pair or (output.detach().clone(), target.detach().clone())
             metric.hold(pair)
         else:
             others.append(metric)
@@ -235,7 +234,8 @@ class SampleMean(Metric):
         self.function = _counts_of(function)
         super().__init__(name, DataParameters.from_function(self.function))
         self.needs_cpu = False
-        self._is_by_sample = _is_by_sample(function) and self.takes.is_plain
+        is_own = type(self) is SampleMean  # a subclass may read the sums in other methods
+        self._is_by_sample = is_own and self.takes.is_plain and _is_by_sample(function)
         self._held: list[tuple[Tensor, Tensor]] = []  # outputs and targets not counted yet
         self.reset()
 
@@ -262,16 +262,18 @@ class SampleMean(Metric):
 
     def hold(self, pair: tuple[Tensor, Tensor]) -> None:
         """Hold copies of a batch's output and target, to be counted with others."""
+        if self._held and _form(self._held[-1]) != _form(pair):
+            self._count_held()
         self._held.append(pair)
         if len(self._held) == HELD_BATCHES:
             self._count_held()
 
     def _count_held(self) -> None:
-        held, self._held = self._held, []
-        for _, alike in groupby(held, key=_form):
-            outputs, targets = zip(*alike, strict=True)
+        if self._held:
+            outputs, targets = zip(*self._held, strict=True)
             with torch.no_grad():
                 self.update(torch.cat(outputs), torch.cat(targets))
+            self._held = []  # kept after an error
 
     def state_dict(self) -> dict[str, Any]:
         """Return the accumulated values as tensors and plain data."""
@@ -330,9 +332,10 @@ class SampleMean(Metric):
         return self.total / self.n_samples if self.n_samples else float("nan")
 
 
-def _form(pair: tuple[Tensor, ...]) -> list[Any]:
+def _form(pair: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
     """Return what must be equal in two batches for them to be concatenated as they are."""
-    return [(each.shape[1:], each.dtype, each.device) for each in pair]
+    one, other = pair
+    return one.shape[1:], other.shape[1:], one.dtype, other.dtype, one.device, other.device
 
 
 def _attributes_in(state: Mapping[str, Any]) -> SimpleNamespace:

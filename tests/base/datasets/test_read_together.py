@@ -1,5 +1,8 @@
 """Batches of data in memory are read several at a time, and equal those read one by one."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torchvision import transforms as tv
@@ -192,3 +195,88 @@ def test_batches_before_an_error_are_given(monkeypatch):
     monkeypatch.setattr(Pipeline, "as_input", fails_once)
     assert_equal(list(data.batches(0, 6)), expected)  # the third is read again by itself
     assert calls == [8, 8, 8, 8, 8, 8, 5]
+
+
+class WithMask(InMemoryDataset):
+    """A user's data set with an item more, which moves with the image."""
+
+    def get_batch(self, indices):
+        return [*super().get_batch(indices), self.images[indices, 0].long()]
+
+
+def test_a_source_that_reads_in_its_own_way_gives_one_batch_at_a_time(sizes):
+    source = WithMask(IMAGES, LABELS)
+    data = TransformedDataset(source, Pipeline([tv.RandomHorizontalFlip(1.0)]))
+    for images, _, masks in BaseDataLoader(data, 8, False, 0, 0).batches(0, 6):
+        assert torch.equal((images[:, 0] * 255).round().long(), masks)
+    assert sizes == []
+
+
+class Wrapped:
+    """A wrapper that passes on all but what it changes."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __len__(self):
+        return len(self.inner)
+
+    def get_random_batch(self, indices, seed, epoch):
+        images, targets = self.inner.get_random_batch(indices, seed, epoch)
+        return [images, targets + 100]
+
+
+def test_a_wrapper_is_asked_for_each_batch(sizes):
+    data = BaseDataLoader(Wrapped(dataset([RandomFlip()])), 8, False, 0, 0)
+    assert all(batch[1].min() >= 100 for batch in data.batches(0, 6))
+    assert sizes == []
+
+
+def test_images_count_as_large_as_transforms_make_them(sizes, monkeypatch):
+    """Between the transforms too: a group must not take many times the memory of a batch."""
+    monkeypatch.setattr(pipeline_module, "TOGETHER_BYTES", 6 * 8 * IMAGES[0].nbytes)
+    enlarged = [tv.Resize((24, 20), antialias=True), tv.CenterCrop(4)]
+    assert len(list(loader(enlarged).batches(0, 6))) == 6
+    assert sizes == []
+    assert len(list(loader([tv.CenterCrop(4)]).batches(0, 6))) == 6
+    assert sizes == [6]
+
+
+def test_an_error_has_no_other_error_as_its_context():
+    data = loader([tv.RandomCrop(99)])
+    with pytest.raises(DataError) as told:
+        next(data.batches(0, 6))
+    chain, error = [], told.value
+    while error is not None:
+        chain.append(type(error).__name__)
+        error = error.__cause__ or error.__context__
+    assert chain == ["DataError", "ValueError"]
+
+
+def test_the_images_of_a_failed_group_are_freed(monkeypatch):
+    """While the batches that it held are read one by one."""
+    alive, real = weakref.WeakSet(), Pipeline.changed
+
+    def changed(self, images, *args):
+        result = real(self, images, *args)
+        alive.add(result)
+        return result
+
+    calls = []
+
+    def fails_once(self, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise MemoryError
+        return as_input(self, images)
+
+    as_input = Pipeline.as_input
+    monkeypatch.setattr(Pipeline, "changed", changed)
+    monkeypatch.setattr(Pipeline, "as_input", fails_once)
+    for number, _ in enumerate(loader([RandomFlip()]).batches(0, 6)):
+        if number > 2:
+            gc.collect()
+            assert not alive

@@ -1,13 +1,17 @@
 """Convolutions whose bf16 gradient a CPU takes from unwritten memory are refused."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from base.errors import TrainingError
 from base.network import bf16_gradients
 from base.network.bf16_gradients import has_unwritten_gradient, refuse_unwritten_gradients
+from base.network.output_sizes import SamePadConv2d
 
 NARROW = {  # layer, size of its images
     "one pixel": (lambda: nn.Conv2d(48, 48, 3, stride=2, padding=1), (1, 1)),
@@ -71,8 +75,8 @@ def always_wrong(monkeypatch):
     """Makes each gradient in bf16 wrong in one place, as on a CPU with the fault."""
     real = bf16_gradients._gradient
 
-    def gradient(layer, given):
-        found = real(layer, given)
+    def gradient(layer, given, padding):
+        found = real(layer, given, padding)
         if given.dtype == torch.bfloat16:
             found.view(-1)[3] = float("nan")
         return found
@@ -125,10 +129,101 @@ def test_weights_and_random_streams_are_left_alone():
     assert torch.equal(torch.get_rng_state(), stream)
 
 
-def test_the_float32_gradient_is_torchs():
-    make, size = NARROW["two columns"]
-    layer, given = make(), torch.rand(4, 32, *size).bfloat16().float()
-    found = bf16_gradients._gradient(layer, given)
-    weight = layer.weight.detach().bfloat16().float().requires_grad_()
-    F.conv2d(given, weight, None, 3, 1).sum().backward()
-    torch.testing.assert_close(found, weight.grad)
+EXACT = {
+    "padded": (lambda: nn.Conv2d(4, 6, 3, stride=3, padding=1, groups=2), (2, 2)),
+    "dilated": (lambda: nn.Conv2d(4, 6, (3, 2), stride=2, padding=(2, 1), dilation=2), (5, 3)),
+    "circular": (
+        lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, padding_mode="circular"),
+        (4, 2),
+    ),
+    "same": (lambda: SamePadConv2d(4, 6, 3, stride=2, padding="same"), (8, 1)),
+    "1-D, same": (lambda: nn.Conv1d(4, 6, 3, padding="same"), (5,)),
+    "3-D": (lambda: nn.Conv3d(4, 6, 3, stride=2, padding=1), (2, 3, 1)),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        (3, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_the_gradient_that_is_tried_is_that_of_the_layer(case):
+    make, size = EXACT[case]
+    layer, given = make(), torch.rand(4, 4, *size)
+    layer(given).sum().backward()
+    found = bf16_gradients._gradient(layer, *bf16_gradients._padded(layer, given))
+    torch.testing.assert_close(found, layer.weight.grad)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+def test_a_layer_may_be_called_with_a_keyword(always_wrong):
+    model = ByKeyword(nn.Conv2d(8, 8, 3, stride=2, padding=1))
+    with refuse_unwritten_gradients(model), torch.autocast("cpu", torch.bfloat16):
+        model(torch.rand(2, 8, 8, 8))
+        with pytest.raises(TrainingError, match="layer 'layer'"):
+            model(torch.rand(2, 8, 1, 1))
+
+
+def test_an_image_without_a_batch_is_tried_too(always_wrong):
+    layer = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+    with (
+        pytest.raises(TrainingError, match="of 16x8x1"),
+        refuse_unwritten_gradients(layer),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        layer(torch.rand(16, 8, 1))
+
+
+def test_an_input_that_is_not_finite_is_no_fault_of_the_layer(always_wrong):
+    layer = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+    given = torch.rand(2, 4, 8, 1)
+    given[0, 0, 0, 0] = float("inf")
+    with refuse_unwritten_gradients(layer), torch.autocast("cpu", torch.bfloat16):
+        layer(given)
+
+
+class OfItsOwnKind(nn.Conv2d):
+    """Takes two images, and pads them itself."""
+
+    def forward(self, pair):
+        one, other = pair
+        return super().forward(F.pad(one + other, [2, 2, 2, 2]))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1)])
+def test_a_layer_of_another_kind_is_left_alone(size):
+    layer = OfItsOwnKind(4, 4, 5, stride=2)
+    given = torch.rand(2, 4, *size)
+    with refuse_unwritten_gradients(layer), torch.autocast("cpu", torch.bfloat16):
+        layer((given, given))
+
+
+def test_spectral_norm_makes_the_same_steps_as_without_the_check():
+    def run(check):
+        torch.manual_seed(0)
+        layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, stride=2, padding=1))
+        guard = refuse_unwritten_gradients(layer) if check else nullcontext()
+        with guard, torch.autocast("cpu", torch.bfloat16):
+            layer(torch.rand(2, 4, 8, 8))
+        return [each.clone() for each in layer.state_dict().values()]
+
+    for one, other in zip(run(True), run(False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_activation_checkpointing_recomputes_the_same():
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU())
+    given = torch.rand(2, 8, 2, 2, requires_grad=True)
+    with refuse_unwritten_gradients(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = checkpoint(model, given, use_reentrant=False)
+        output.sum().backward()
+    assert given.grad.isfinite().all()

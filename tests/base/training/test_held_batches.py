@@ -1,5 +1,6 @@
 """Metrics that count by sample hold small batches, and give what each batch by itself gives."""
 
+import copy
 import functools
 
 import pytest
@@ -152,6 +153,7 @@ def test_batches_of_different_shapes_are_not_joined(rows):
     pairs = batches("pixels", [8, 8])
     wide = [(output[..., :3], target[..., :3]) for output, target in batches("pixels", [4, 4])]
     metric = held(accuracy, [*pairs, *wide, pairs[0]])
+    assert rows == [16, 8]
     found = metric.compute()
     assert rows == [16, 8, 8]
     assert found == one_at_a_time(accuracy, [*pairs, *wide, pairs[0]]).compute()
@@ -181,3 +183,29 @@ def test_an_error_in_held_batches_names_the_metric_and_their_shapes():
     message = r"^metric 'accuracy' fails on output \(16, 6\).*k is 9.*6 classes"
     with pytest.raises(TrainingError, match=message):
         metric.compute()
+
+
+def test_what_fails_is_not_lost_when_it_is_asked_for_again():
+    metric = held(functools.partial(top_k_accuracy, k=9), batches("classes", [8, 8]))
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="k is 9"):
+            metric.compute()
+
+
+def test_a_target_with_a_graph_does_not_keep_it():
+    output, target = batches("probabilities", [8])[0]
+    metric = held(accuracy, [(output, target.requires_grad_().softmax(1))])
+    assert not metric._held[0][1].requires_grad
+    copy.deepcopy(metric)
+
+
+def test_a_subclass_sees_each_batch_at_once():
+    class ErrorRate(SampleMean):
+        def _compute(self):
+            return 1 - self.total / self.n_samples
+
+    pairs = batches("classes", [8] * 5)
+    metric = ErrorRate("accuracy", accuracy)
+    for output, target in pairs:
+        update_all({"accuracy": metric}, output, target, None, len(target))
+    assert metric.compute() == 1 - one_at_a_time(accuracy, pairs).compute()

@@ -199,14 +199,14 @@ class HeldUp:
         _on_entry(self.function, self.at, lambda: time.sleep(self.seconds))
 
 
-def _on_entry(function: str, at: int, act: Callable[[], None]) -> None:
-    """Call something before the `at`-th call of a function of this process."""
+def _on_entry(function: str, at: int, act: Callable[[], None], is_lasting: bool = False) -> None:
+    """Call something before the `at`-th call of a function of this process, or from then on."""
     inner, count = resolve_name(function), 0
 
     def outer(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        if count == at:
+        if count == at or (is_lasting and count > at):
             act()
         return inner(*arguments, **options)
 
@@ -299,7 +299,7 @@ class RaiseOsErrorIn:
     number: int
     PLACES: ClassVar[dict[str, tuple[str, int]]] = {
         "callback": ("base.callbacks.MemoryReport.on_epoch_end", 2),
-        "transform": ("base.datasets.transforms.RandomShift.batch", 9),
+        "transform": ("base.datasets.transforms.RandomShift.batch", 3),  # of groups of batches
         "loss": ("torch.nn.CrossEntropyLoss.forward", 12),
         "metric": ("base.training.metrics.SampleMean._update", 12),
     }
@@ -308,7 +308,8 @@ class RaiseOsErrorIn:
         def act() -> None:
             raise OSError(self.number, os.strerror(self.number), "/somewhere/of/the/user")
 
-        _on_entry(*self.PLACES[self.where], act)
+        # After an error in a group of batches they are read again one by one.
+        _on_entry(*self.PLACES[self.where], act, is_lasting=self.where == "transform")
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ class RaiseOsErrorIn:
     number: int
     PLACES: ClassVar[dict[str, tuple[str, int]]] = {
         "callback": ("base.callbacks.MemoryReport.on_epoch_end", 2),
-        "transform": ("base.datasets.transforms.RandomShift.batch", 3),  # of groups of batches
+        "transform": ("base.datasets.transforms.RandomShift.batch", 5),  # of groups of batches
         "loss": ("torch.nn.CrossEntropyLoss.forward", 12),
         "metric": ("base.training.metrics.SampleMean._update", 12),
     }

@@ -218,7 +218,7 @@ OTHERS = [
     own("an error in begin_epoch", "trainer.trainer.Trainer.begin_epoch", 3, step=5, rank=0),
     Case(
         "an error in a metric",
-        Raise(OWN, "base.training.metrics.SampleMean._update", 12),
+        Raise(OWN, "base.training.metrics.SampleMean._update", 6),
         ("metric 'accuracy' fails .* a fault of the test's own",),
         step=4,
     ),
@@ -226,6 +226,7 @@ OTHERS = [
         "an error in the data",
         Raise(OWN, "base.datasets.pipeline.Pipeline.with_targets", 12),
         ("cannot read samples .* a fault of the test's own",),
+        ("data_loader.args.workers=threads", "data_loader.args.num_workers=1"),  # one by one
         step=4,
     ),
     Case(

@@ -74,7 +74,7 @@ class Pipeline:
         self.ignored = IGNORED  # the class number that fills masks beyond the image border
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
-        self._scales: dict[tuple[torch.device, int, bool], tuple[Tensor, Tensor, bool]] = {}
+        self._scales: dict[tuple[torch.device, int, float], tuple[Tensor, Tensor, bool]] = {}
         if mean is not None and std is not None:
             self.normalise(mean, std)
         first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
@@ -223,11 +223,11 @@ class Pipeline:
 
         They are computed once: a copy from the CPU for each batch would wait for the GPU.
         """
-        key = device, n_dims, is_float
+        white = 1.0 if is_float else self.white
+        key = device, n_dims, white
         if key not in self._scales:
             shape = (-1, *[1] * (n_dims - 2))  # broadcasts over channels or table columns
             mean, std = (each.to(device).view(shape) for each in (self.mean, self.std))
-            white = 1.0 if is_float else self.white
             self._scales[key] = 1 / (white * std), mean / std, bool(self.mean.any())
         return self._scales[key]
 

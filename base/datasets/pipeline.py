@@ -117,7 +117,8 @@ class Pipeline:
     def bytes_of_image(self, image: Tensor) -> int:
         """Return the most bytes that an image (1, channel, height, width) has between transforms.
 
-        It is more than any batch should have if transforms may depend on the batch, or fail.
+        It is `TOGETHER_BYTES`, as much as a group of batches may have, if a transform may depend on
+        the batch or fails.
         """
         draws, most = Draws(torch.zeros(1, dtype=torch.int64)), image.nbytes
         for stage in self.stages:

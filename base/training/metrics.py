@@ -247,8 +247,8 @@ class SampleMean(Metric):
     def may_hold(self, output: Any, target: Any) -> bool:
         """Return whether this batch may be counted later, together with others.
 
-        Between the operations of a step each operation on a small tensor finds a cold cache, and
-        takes many times as long as in a row of its kind.
+        Between two steps an operation on a small tensor finds cold caches, and takes many times
+        as long as in a loop of its own (docs/decisions/0023).
         """
         return (
             self._is_by_sample

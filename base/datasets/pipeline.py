@@ -315,9 +315,7 @@ class TransformedDataset(Dataset[Any]):
         """
         if self._decoder is not None and self._decoder != decoder_name():
             use_decoder(self._decoder)
-        places = indices % len(self)
-        if self.device is not None:
-            places = send(places, self.device)
+        places = self._places(indices)
         if self._get_batch is not None and not self._gives_lists:
             images, *columns = self._get_batch(places)
         else:
@@ -329,6 +327,11 @@ class TransformedDataset(Dataset[Any]):
         images, columns = self.pipeline.with_targets(images, columns, seed, epoch, indices)
         return self.pipeline.mixed(images, columns, seed, epoch, indices)
 
+    def _places(self, indices: Tensor) -> Tensor:
+        """Return the samples that these indices read, on the device of the data."""
+        places = indices % len(self)
+        return places if self.device is None else send(places, self.device)
+
     def n_together(self, batch_size: int) -> int:
         """Return how many batches `get_random_batches` should read at once; 1 for one at a time."""
         tensors = getattr(self.reads_from, "tensors_given", ())
@@ -336,12 +339,10 @@ class TransformedDataset(Dataset[Any]):
             return 1
         if any(target.dim() > 2 for target in tensors[1:]):
             return 1  # targets may be spatial
-        reads = getattr(type(self.reads_from).get_batch, "__module__", "").startswith("base.")
-        is_known = type(self) is TransformedDataset and type(self.pipeline) is Pipeline and reads
-        if not is_known or {"get_batch", "get_random_batch"} & {
-            *vars(self),
-            *vars(self.reads_from),
-        }:
+        reader = getattr(type(self.reads_from).get_batch, "__module__", "")
+        is_ours = type(self) is TransformedDataset and type(self.pipeline) is Pipeline
+        replaced = {"get_batch", "get_random_batch"} & {*vars(self), *vars(self.reads_from)}
+        if not (is_ours and reader.startswith("base.")) or replaced:
             return 1  # a method of yours
         n_bytes = batch_size * self.pipeline.bytes_of_image(tensors[0][:1].clone())
         return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // max(n_bytes, 1)))
@@ -355,9 +356,7 @@ class TransformedDataset(Dataset[Any]):
         operation and of the draws once. They are normalized one batch after another, in the cache.
         """
         indices, sizes = torch.cat(list(parts)), list(map(len, parts))
-        places = indices % len(self)
-        if self.device is not None:
-            places = send(places, self.device)
+        places = self._places(indices)
         images, *columns = self._get_batch(places)  # type: ignore[misc]
         images = self.pipeline.changed(images, seed, epoch, indices)
         targets = [column.split(sizes) for column in columns]

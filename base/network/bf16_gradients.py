@@ -1,4 +1,4 @@
-"""Refuses convolutions whose bf16 gradient this CPU takes from memory that nobody has written.
+"""Refuses convolutions whose bf16 gradient this CPU computes from uninitialized memory.
 
 With torch 2.14.1 on a CPU with AVX512-BF16, the weights of a convolution get such a gradient if its
 stride exceeds the width of its images, such as 3x3 with stride 2 on an image of one column, or a
@@ -28,8 +28,10 @@ CLOSE = 0.05  # of the largest gradient; bf16 keeps two to three digits
 
 
 @contextmanager
-def refuse_unwritten_gradients(model: nn.Module) -> Iterator[None]:
+def refuse_uninitialized_gradients(model: nn.Module) -> Iterator[None]:
     """Check the convolutions that compute in bf16 on the CPU. Meant for the first batch.
+
+    A compiled model is not checked.
 
     Raises:
         TrainingError: one of them gets a wrong gradient; it names the layer and its input.
@@ -67,13 +69,13 @@ class _Check:
             return
         self.is_done, is_wrong = True, False
         with contextlib.suppress(Exception):  # a layer of its own kind: not a reason to stop
-            is_wrong = has_unwritten_gradient(layer, given)
+            is_wrong = has_uninitialized_gradient(layer, given)
         if is_wrong:
             sizes = ("x".join(map(str, each)) for each in (layer.kernel_size, layer.stride))
             text = f"{type(layer).__name__} {' with stride '.join(sizes)} of {shape_text(given)}"
             raise TrainingError(
                 f"model: layer {self.name!r} ({text}): in bf16, torch computes a wrong gradient "
-                "for its weights on this CPU, as the image is narrower than the stride: set "
+                "for its weights on this CPU, as the image is too narrow for the stride: set "
                 "`memory: {precision: fp32}`, or use larger images or fewer strides"
             )
 
@@ -84,7 +86,7 @@ def _may_be_wrong(layer: Any, given: Tensor, output: Tensor) -> bool:
     return bool(narrow.shape[-1] == 1 and layer.stride[-1] > 1 and layer.kernel_size[-1] > 1)
 
 
-def has_unwritten_gradient(layer: Any, given: Tensor) -> bool:
+def has_uninitialized_gradient(layer: Any, given: Tensor) -> bool:
     """Return whether the bf16 gradient of a convolution's weights is far from the float32 one.
 
     It depends on the input alone, so the layer is not called and its weights are not read.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from base.errors import TrainingError
-from base.network.bf16_gradients import refuse_unwritten_gradients
+from base.network.bf16_gradients import refuse_uninitialized_gradients
 from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import is_compiled
 from base.run.rank_checks import warn_of_other_state
@@ -36,7 +36,7 @@ def guard_first_step(trainer: BaseTrainer) -> Iterator[None]:
     """Check the first training step for errors that every step would repeat, loud or silent."""
     with (
         guard_first_batch(trainer.model),
-        refuse_unwritten_gradients(trainer.model),
+        refuse_uninitialized_gradients(trainer.model),
         check_shapes(trainer) as agreement,
         record_losses(trainer) as returned,
     ):

@@ -1,4 +1,4 @@
-"""Convolutions whose bf16 gradient a CPU takes from unwritten memory are refused."""
+"""Convolutions whose bf16 gradient a CPU computes from uninitialized memory are refused."""
 
 from contextlib import nullcontext
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from base.errors import TrainingError
 from base.network import bf16_gradients
-from base.network.bf16_gradients import has_unwritten_gradient, refuse_unwritten_gradients
+from base.network.bf16_gradients import has_uninitialized_gradient, refuse_uninitialized_gradients
 from base.network.output_sizes import SamePadConv2d
 
 NARROW = {  # layer, size of its images
@@ -59,13 +59,13 @@ def test_a_wrong_gradient_of_this_cpu_is_refused_and_a_right_one_is_not(case):
     torch.manual_seed(0)
     layer = make()
     if not is_really_wrong(layer, size):
-        with refuse_unwritten_gradients(nn.Sequential(layer)):
+        with refuse_uninitialized_gradients(nn.Sequential(layer)):
             forward(layer, size)
         return
     message = r"layer '0' \(Conv.*precision: fp32"
     with (
         pytest.raises(TrainingError, match=message),
-        refuse_unwritten_gradients(nn.Sequential(layer)),
+        refuse_uninitialized_gradients(nn.Sequential(layer)),
     ):
         forward(layer, size)
 
@@ -92,7 +92,7 @@ def test_the_error_names_the_layer_its_input_and_the_setting(case, always_wrong)
     shape = "x".join(map(str, (16, layer.in_channels, *size)))
     kind = type(layer).__name__
     message = rf"layer '1.0' \({kind} (3x3|5x5) with stride .* of {shape}\).*`memory: \{{precision"
-    with pytest.raises(TrainingError, match=message), refuse_unwritten_gradients(model):
+    with pytest.raises(TrainingError, match=message), refuse_uninitialized_gradients(model):
         forward(layer, size)
 
 
@@ -100,7 +100,7 @@ def test_the_error_names_the_layer_its_input_and_the_setting(case, always_wrong)
 def test_other_convolutions_are_not_tried(case, always_wrong):
     make, size = WIDE[case]
     layer = make()
-    with refuse_unwritten_gradients(layer):
+    with refuse_uninitialized_gradients(layer):
         forward(layer, size)
 
 
@@ -108,7 +108,7 @@ def test_other_convolutions_are_not_tried(case, always_wrong):
 def test_what_needs_no_gradient_in_bf16_is_not_tried(how, always_wrong):
     make, size = NARROW["one pixel"]
     layer = make().requires_grad_(how != "frozen")
-    with refuse_unwritten_gradients(layer):
+    with refuse_uninitialized_gradients(layer):
         if how == "float32":
             forward(layer, size, torch.float32)
         elif how == "no_grad":
@@ -123,7 +123,7 @@ def test_weights_and_random_streams_are_left_alone():
     make, size = NARROW["one pixel"]
     layer = make()
     before, stream = layer.weight.detach().clone(), torch.get_rng_state()
-    has_unwritten_gradient(layer, torch.ones(4, 48, *size))
+    has_uninitialized_gradient(layer, torch.ones(4, 48, *size))
     assert torch.equal(layer.weight, before)
     assert layer.weight.grad is None
     assert torch.equal(torch.get_rng_state(), stream)
@@ -166,7 +166,7 @@ class ByKeyword(nn.Module):
 
 def test_a_layer_may_be_called_with_a_keyword(always_wrong):
     model = ByKeyword(nn.Conv2d(8, 8, 3, stride=2, padding=1))
-    with refuse_unwritten_gradients(model), torch.autocast("cpu", torch.bfloat16):
+    with refuse_uninitialized_gradients(model), torch.autocast("cpu", torch.bfloat16):
         model(torch.rand(2, 8, 8, 8))
         with pytest.raises(TrainingError, match="layer 'layer'"):
             model(torch.rand(2, 8, 1, 1))
@@ -176,7 +176,7 @@ def test_an_image_without_a_batch_is_tried_too(always_wrong):
     layer = nn.Conv2d(16, 16, 3, stride=2, padding=1)
     with (
         pytest.raises(TrainingError, match="of 16x8x1"),
-        refuse_unwritten_gradients(layer),
+        refuse_uninitialized_gradients(layer),
         torch.autocast("cpu", torch.bfloat16),
     ):
         layer(torch.rand(16, 8, 1))
@@ -186,7 +186,7 @@ def test_an_input_that_is_not_finite_is_no_fault_of_the_layer(always_wrong):
     layer = nn.Conv2d(4, 4, 3, stride=2, padding=1)
     given = torch.rand(2, 4, 8, 1)
     given[0, 0, 0, 0] = float("inf")
-    with refuse_unwritten_gradients(layer), torch.autocast("cpu", torch.bfloat16):
+    with refuse_uninitialized_gradients(layer), torch.autocast("cpu", torch.bfloat16):
         layer(given)
 
 
@@ -202,7 +202,7 @@ class OfItsOwnKind(nn.Conv2d):
 def test_a_layer_of_another_kind_is_left_alone(size):
     layer = OfItsOwnKind(4, 4, 5, stride=2)
     given = torch.rand(2, 4, *size)
-    with refuse_unwritten_gradients(layer), torch.autocast("cpu", torch.bfloat16):
+    with refuse_uninitialized_gradients(layer), torch.autocast("cpu", torch.bfloat16):
         layer((given, given))
 
 
@@ -210,7 +210,7 @@ def test_spectral_norm_makes_the_same_steps_as_without_the_check():
     def run(check):
         torch.manual_seed(0)
         layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, stride=2, padding=1))
-        guard = refuse_unwritten_gradients(layer) if check else nullcontext()
+        guard = refuse_uninitialized_gradients(layer) if check else nullcontext()
         with guard, torch.autocast("cpu", torch.bfloat16):
             layer(torch.rand(2, 4, 8, 8))
         return [each.clone() for each in layer.state_dict().values()]
@@ -222,7 +222,7 @@ def test_spectral_norm_makes_the_same_steps_as_without_the_check():
 def test_activation_checkpointing_recomputes_the_same():
     model = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU())
     given = torch.rand(2, 8, 2, 2, requires_grad=True)
-    with refuse_unwritten_gradients(model):
+    with refuse_uninitialized_gradients(model):
         with torch.autocast("cpu", torch.bfloat16):
             output = checkpoint(model, given, use_reentrant=False)
         output.sum().backward()
